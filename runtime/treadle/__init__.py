@@ -1,0 +1,3 @@
+"""A lean training runtime for PyTorch."""
+
+__version__ = "0.1.0"
