@@ -1,0 +1,45 @@
+"""What holds for every test of this repository: a skip is never silent, and never a surprise.
+
+A test that cannot run somewhere says so with `pytest.skip`; the summary lists it by name. Where everything is installed
+(CI=true), only the skips in `EXPECTED_SKIPS` are accepted, and any other fails the run.
+"""
+
+import os
+from collections.abc import Iterator
+from fnmatch import fnmatch
+
+import pytest
+
+# A pattern for the test's id -> why it may be skipped even in CI.
+EXPECTED_SKIPS: dict[str, str] = {}
+
+
+def skipped(reporter: pytest.TerminalReporter) -> Iterator[tuple[str, str]]:
+    """The id and the reason of each test, or whole file, that was skipped; expected failures are not."""
+    for report in reporter.stats.get("skipped", []):
+        _, _, reason = report.longrepr
+        yield report.nodeid, reason.removeprefix("Skipped: ")
+
+
+def is_expected(nodeid: str) -> bool:
+    return any(fnmatch(nodeid, pattern) for pattern in EXPECTED_SKIPS)
+
+
+def is_ci() -> bool:
+    return os.environ.get("CI", "").lower() in ("1", "true")
+
+
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_sessionfinish(session: pytest.Session) -> Iterator[None]:
+    """Turns a passing run into a failing one; outermost, so that the summary already shows the new status."""
+    reporter = session.config.pluginmanager.get_plugin("terminalreporter")
+    if is_ci() and reporter and not all(is_expected(nodeid) for nodeid, _ in skipped(reporter)):
+        session.exitstatus = session.exitstatus or pytest.ExitCode.TESTS_FAILED
+    yield
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    for nodeid, reason in sorted(set(skipped(terminalreporter))):
+        unexpected = is_ci() and not is_expected(nodeid)
+        verdict = " (not in EXPECTED_SKIPS of tests/conftest.py: this fails the run)" if unexpected else ""
+        terminalreporter.write_line(f"not run here: {nodeid}: {reason}{verdict}")
