@@ -12,7 +12,8 @@ PYTHON ?= $(shell for python in python3 python3.13 python3.12 python3.11 python3
 	&& echo "$$python" && break; done)
 
 BIN := $(VENV)/bin
-PIP_INSTALL = "$(BIN)/python" -m pip install --quiet --disable-pip-version-check -c requirements/ci.txt $(PIP_FLAGS)
+# -qq: errors only. pip warns about every index that lacks a package, which is no news where there are two.
+PIP_INSTALL = "$(BIN)/python" -m pip install -qq --disable-pip-version-check -c requirements/ci.txt $(PIP_FLAGS)
 
 # An environment that came along with a moved or copied checkout still points to the old place: install again.
 $(shell [ "$$(cat "$(VENV)/.ready" 2>/dev/null)" = "$(CURDIR)" ] || rm -f "$(VENV)/.ready" "$(VENV)/.ready-for-tests")
