@@ -1,0 +1,126 @@
+"""A checkpoint's file: written whole or not at all, read without executing anything."""
+
+from __future__ import annotations
+
+import os
+import pickle
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, cast
+from zipfile import BadZipFile
+
+import torch
+
+from treadle.checkpoint.state import FORMAT, Checkpoint, plain
+from treadle.errors import CheckpointError
+
+
+def write(path: Path, checkpoint: Mapping[str, Any]) -> None:
+    """Write to a temporary name, flush to disk, rename: killed at any byte, what lay under ``path`` before is intact.
+
+    Raises:
+        CheckpointError: A value that is neither a tensor nor plain; nothing is written then.
+        OSError: The disk is full or read-only; the temporary file is removed.
+    """
+    content = plain(dict(checkpoint))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = _partial(path)
+    try:
+        with partial.open("wb") as file:
+            torch.save(content, file)
+            file.flush()
+            os.fsync(file.fileno())
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
+    _flush_folder(path.parent)
+
+
+def link(source: Path, path: Path) -> None:
+    """Let ``path`` name the file that ``source`` names, at once and without writing it again.
+
+    A hard link: it stays when ``source`` is deleted. File systems without links get a copy.
+    """
+    partial = _partial(path)
+    partial.unlink(missing_ok=True)
+    try:
+        try:
+            os.link(source, partial)
+        except OSError:
+            shutil.copyfile(source, partial)
+            with partial.open("rb+") as file:
+                os.fsync(file.fileno())
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
+    _flush_folder(path.parent)
+
+
+def read(path: Path, map_location: str | torch.device = "cpu") -> Checkpoint:
+    """The checkpoint in ``path``, its tensors on ``map_location``.
+
+    Raises:
+        CheckpointError: No such file, a damaged one, one that holds objects, or one of another program or version.
+    """
+    if not path.is_file():
+        raise CheckpointError(
+            f"{path} is not a checkpoint file.",
+            why="there is a folder of that name." if path.is_dir() else f"no such file.{_neighbours(path)}",
+            fix='give the path of a .ckpt file, or "last" for the newest state of the newest run.',
+        )
+    try:
+        content = torch.load(path, map_location=map_location, weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise CheckpointError(
+            f"{path} holds something other than tensors and plain values.",
+            why="objects in a file can execute code when they are read, so nothing in it was read "
+            f"({_first_line(error)}).",
+            fix="use a checkpoint that treadle wrote; ask where this one comes from.",
+        ) from None
+    except (RuntimeError, EOFError, BadZipFile, ValueError, KeyError, OSError) as error:
+        raise CheckpointError(
+            f"{path} is damaged: its {path.stat().st_size:,} bytes are not a whole checkpoint.",
+            why=f"reading it says: {_first_line(error)}.",
+            fix=f"resume from another checkpoint.{_neighbours(path)}",
+        ) from None
+    return _recognised(content, path)
+
+
+def _recognised(content: Any, path: Path) -> Checkpoint:
+    found = content.get("format") if isinstance(content, dict) else None
+    if found == FORMAT:
+        return cast(Checkpoint, content)
+    if isinstance(found, int):
+        raise CheckpointError(
+            f"{path} has checkpoint format {found}, this version reads {FORMAT}.",
+            why="the layout of the file changed between releases.",
+            fix="install the release of treadle that wrote it.",
+        )
+    raise CheckpointError(
+        f"{path} was not written by treadle.",
+        why="a checkpoint says its format, and this file doesn't.",
+        fix='for bare weights use model.load_state_dict(torch.load(path, weights_only=True)["state_dict"]).',
+    )
+
+
+def _partial(path: Path) -> Path:
+    return path.with_name(f".{path.name}.{os.getpid()}.partial")
+
+
+def _flush_folder(folder: Path) -> None:
+    """A rename is durable once the folder is."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _neighbours(path: Path) -> str:
+    others = sorted(p.name for p in path.parent.glob("*.ckpt") if p != path)[:5] if path.parent.is_dir() else []
+    return f" Beside it: {', '.join(others)}." if others else ""
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")

@@ -1,0 +1,148 @@
+"""The arguments a Module or DataModule was made with: kept, logged, and saved in its checkpoints."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Collection, Mapping
+from dataclasses import asdict, is_dataclass
+from os import PathLike
+from types import FrameType
+from typing import Any
+
+from treadle.errors import CheckpointError, ConfigError, warn
+
+PLAIN = (bool, int, float, str, bytes, type(None))
+
+
+class HyperParameters(dict[str, Any]):
+    """A dict whose keys are attributes too.
+
+    >>> HyperParameters(hidden=64).hidden
+    64
+    """
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return self[name]
+        except KeyError:
+            raise AttributeError(f"no hyperparameter {name!r}; there are {sorted(self)}") from None
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        self[name] = value
+
+
+class HasHyperParameters:
+    """What Module and DataModule share."""
+
+    @property
+    def hparams(self) -> HyperParameters:
+        """What ``save_hyperparameters`` kept; empty before. Changes are saved with the next checkpoint."""
+        kept = self.__dict__.get("_hparams")
+        if kept is None:
+            kept = self.__dict__["_hparams"] = HyperParameters()
+        return kept
+
+    def save_hyperparameters(self, *values: Any, ignore: str | Collection[str] = ()) -> None:
+        """Keep the arguments of ``__init__`` in ``self.hparams``, in every checkpoint, and in the logger.
+
+        Called bare, inside ``__init__``, it takes the arguments that ``__init__`` was given, those of subclasses
+        included. Names (``"hidden", "depth"``) restrict it to these; a dict or a dataclass is taken instead of
+        the arguments.
+
+        Args:
+            values: Names of arguments, or one mapping or dataclass.
+            ignore: Names to leave out, for example modules passed as arguments.
+
+        Raises:
+            ConfigError: A name that is not an argument.
+        """
+        frame = inspect.currentframe()
+        if len(values) == 1 and not isinstance(values[0], str):
+            found = _as_dict(values[0])
+        else:
+            found = _init_arguments(self, frame.f_back if frame else None)
+            if unknown := set(values) - set(found):
+                raise ConfigError(
+                    f"save_hyperparameters({', '.join(map(repr, sorted(unknown)))}): no such argument.",
+                    why=f"{type(self).__name__}.__init__ takes {sorted(found)}.",
+                    fix="name arguments of __init__, and call save_hyperparameters inside it.",
+                )
+            found = {name: value for name, value in found.items() if not values or name in values}
+        ignored = {ignore} if isinstance(ignore, str) else set(ignore)
+        self.hparams.update({name: value for name, value in found.items() if name not in ignored})
+
+
+def plain_hyperparameters(owner: HasHyperParameters) -> dict[str, Any]:
+    """Those of ``owner`` that a checkpoint can hold; the others are left out with a warning that names them."""
+    kept, dropped = {}, []
+    for name, value in owner.hparams.items():
+        if _is_plain(value):
+            kept[name] = value
+        else:
+            dropped.append(f"{name} ({type(value).__name__})")
+    if dropped:
+        warn(
+            "hparams",
+            f"hyperparameters of {type(owner).__name__} that are not plain values are not saved: {', '.join(dropped)}. "
+            "Loading needs them as arguments. To say so: save_hyperparameters(ignore=[...]).",
+        )
+    return kept
+
+
+def _is_plain(value: Any) -> bool:
+    if isinstance(value, (list, tuple)):
+        return all(map(_is_plain, value))
+    if isinstance(value, dict):
+        return all(isinstance(key, (str, int)) and _is_plain(item) for key, item in value.items())
+    return type(value) in PLAIN
+
+
+def _as_dict(values: Any) -> dict[str, Any]:
+    if is_dataclass(values) and not isinstance(values, type):
+        return asdict(values)
+    if isinstance(values, Mapping):
+        return dict(values)
+    raise ConfigError(
+        f"save_hyperparameters({values!r}): not a mapping or dataclass.",
+        why="hyperparameters have names.",
+        fix="pass a dict, a dataclass, names of arguments, or nothing.",
+    )
+
+
+def _init_arguments(owner: object, frame: FrameType | None) -> dict[str, Any]:
+    """The arguments of every ``__init__`` of ``owner`` now on the stack; outer ones (subclasses) win."""
+    found: dict[str, Any] = {}
+    while frame is not None:
+        code = frame.f_code
+        if code.co_name == "__init__" and code.co_argcount and frame.f_locals.get(code.co_varnames[0]) is owner:
+            found.update(_arguments_of(frame))
+        frame = frame.f_back
+    return found
+
+
+def _arguments_of(frame: FrameType) -> dict[str, Any]:
+    names, _, keywords, values = inspect.getargvalues(frame)
+    found = {name: values[name] for name in names[1:] if name in values}
+    return {**found, **(values[keywords] if keywords else {})}
+
+
+def arguments_for(
+    cls: type, saved: Mapping[str, Any], overrides: Mapping[str, Any], path: str | PathLike[str]
+) -> dict[str, Any]:
+    """Arguments to make a ``cls`` again: the saved hyperparameters that its ``__init__`` takes, and ``overrides``.
+
+    Raises:
+        CheckpointError: An argument without a default is in neither.
+    """
+    parameters = inspect.signature(cls).parameters
+    takes_any = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
+    arguments = {name: value for name, value in saved.items() if takes_any or name in parameters}
+    arguments.update(overrides)
+    required = [n for n, p in parameters.items() if p.default is p.empty and p.kind not in (p.VAR_KEYWORD, p.VAR_POSITIONAL)]
+    if missing := [name for name in required if name not in arguments]:
+        raise CheckpointError(
+            f"{path} lacks {', '.join(missing)}, which {cls.__name__} needs.",
+            why="a checkpoint holds the plain values that save_hyperparameters() kept.",
+            fix=f"{cls.__name__}.load_from_checkpoint(path, {missing[0]}=...)",
+        )
+    return arguments

@@ -1,0 +1,253 @@
+"""The model, its loss and its optimizer: what a user writes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from os import PathLike
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from treadle.checkpoint import read
+from treadle.errors import ModuleError, warn
+from treadle.hyperparameters import HasHyperParameters, arguments_for
+from treadle.metrics import Logbook, ReduceFx
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+    from treadle.loggers import Logger
+    from treadle.trainer import Trainer
+
+
+class Module(HasHyperParameters, nn.Module):
+    """An ``nn.Module`` that says how to train itself. Works without a Trainer, as any other ``nn.Module``.
+
+    Override ``training_step`` and ``configure_optimizers`` to train, ``validation_step`` and ``test_step`` to evaluate,
+    and the hooks you need; a hook that is not overridden is never called.
+    """
+
+    # --- steps ---
+
+    def training_step(self, batch: Any, batch_idx: int) -> Any:
+        """The loss of one batch: a tensor of shape ``()``, a dict with it under ``"loss"``, or None to skip the batch.
+
+        ``batch_idx`` may be left out of the signature, here and in the other steps.
+        """
+        raise _missing(self, "training_step", "return the loss of a batch, a tensor of shape ()")
+
+    def validation_step(self, batch: Any, batch_idx: int) -> Any:
+        """Runs without gradients and in eval mode; log metrics here."""
+        raise _missing(self, "validation_step", "log the metrics of a batch")
+
+    def test_step(self, batch: Any, batch_idx: int) -> Any:
+        """As ``validation_step``, on the test data."""
+        raise _missing(self, "test_step", "log the metrics of a batch")
+
+    def predict_step(self, batch: Any, batch_idx: int) -> Any:
+        """What ``Trainer.predict`` returns for a batch: by default the module applied to it."""
+        return self(batch)
+
+    def configure_optimizers(self) -> Any:
+        """An optimizer; a list of them; ``([optimizers], [schedulers])``; ``{"optimizer": ..., "lr_scheduler": ...}``,
+        where the scheduler may be a dict of scheduler, interval (``epoch`` or ``step``), frequency, monitor and strict;
+        or None to train without one."""
+        raise _missing(self, "configure_optimizers", "return torch.optim.AdamW(self.parameters(), lr=1e-3)")
+
+    # --- hooks, in the order of a run ---
+
+    def prepare_data(self) -> None:
+        """Download or write data, once per machine."""
+
+    def setup(self, stage: str) -> None:
+        """Before ``fit``, ``validate``, ``test`` or ``predict``, on every rank."""
+
+    def teardown(self, stage: str) -> None: ...
+    def on_fit_start(self) -> None: ...
+    def on_fit_end(self) -> None: ...
+    def on_train_start(self) -> None: ...
+    def on_train_end(self) -> None: ...
+
+    def on_train_epoch_start(self) -> None:
+        """At the start of each epoch, and again when a run is resumed inside one."""
+
+    def on_train_epoch_end(self) -> None: ...
+
+    def on_train_batch_start(self, batch: Any, batch_idx: int) -> int | None:
+        """Return -1 to skip the rest of the epoch."""
+
+    def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None: ...
+    def on_before_zero_grad(self, optimizer: torch.optim.Optimizer) -> None: ...
+    def on_before_backward(self, loss: Tensor) -> None: ...
+    def on_after_backward(self) -> None: ...
+
+    def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
+        """Gradients are whole here, and not clipped yet."""
+
+    def on_validation_start(self) -> None: ...
+    def on_validation_end(self) -> None: ...
+    def on_validation_epoch_start(self) -> None: ...
+    def on_validation_epoch_end(self) -> None: ...
+    def on_validation_batch_start(self, batch: Any, batch_idx: int) -> None: ...
+    def on_validation_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None: ...
+    def on_test_start(self) -> None: ...
+    def on_test_end(self) -> None: ...
+    def on_test_epoch_start(self) -> None: ...
+    def on_test_epoch_end(self) -> None: ...
+    def on_test_batch_start(self, batch: Any, batch_idx: int) -> None: ...
+    def on_test_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None: ...
+    def on_predict_start(self) -> None: ...
+    def on_predict_end(self) -> None: ...
+    def on_predict_epoch_start(self) -> None: ...
+    def on_predict_epoch_end(self) -> None: ...
+    def on_predict_batch_start(self, batch: Any, batch_idx: int) -> None: ...
+    def on_predict_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None: ...
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Add what the module needs besides its ``state_dict``: tensors and plain values, under names of its own."""
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None: ...
+
+    # --- data, for modules that bring their own ---
+
+    def train_dataloader(self) -> Any:
+        raise _missing(self, "train_dataloader", "return a DataLoader, or pass loaders or a DataModule to the Trainer")
+
+    def val_dataloader(self) -> Any:
+        raise _missing(self, "val_dataloader", "return a DataLoader, or pass loaders or a DataModule to the Trainer")
+
+    def test_dataloader(self) -> Any:
+        raise _missing(self, "test_dataloader", "return a DataLoader, or pass loaders or a DataModule to the Trainer")
+
+    def predict_dataloader(self) -> Any:
+        raise _missing(self, "predict_dataloader", "return a DataLoader, or pass loaders or a DataModule to the Trainer")
+
+    # --- what a step may use ---
+
+    def log(
+        self,
+        name: str,
+        value: Tensor | float,
+        prog_bar: bool = False,
+        logger: bool = True,
+        on_step: bool | None = None,
+        on_epoch: bool | None = None,
+        reduce_fx: ReduceFx = "mean",
+        sync_dist: bool = False,
+        batch_size: int | None = None,
+    ) -> None:
+        """Log one number. Nothing is copied from the device before the next log point.
+
+        Args:
+            name: What the column is called.
+            value: A float, or a tensor with one element, kept where it is.
+            prog_bar: Show it in the progress bar.
+            logger: Write it to the loggers.
+            on_step: Write the value of the step at each log point. Default: in hooks of a training batch.
+            on_epoch: Write the reduction over the epoch at its end. Default: everywhere else. With both, the columns
+                are ``name_step`` and ``name_epoch``.
+            reduce_fx: How values reduce to one over an epoch. Means are weighted by the size of each batch.
+            sync_dist: Reduce the epoch's value over all ranks.
+            batch_size: The size of this batch, where the loader can't tell it.
+
+        Raises:
+            ModuleError: Not a number, or called where nothing can be logged.
+            ConfigError: Called again in the same hook with other settings.
+        """
+        book: Logbook | None = self.__dict__.get("_logbook")
+        if book is None:
+            return warn("log", f"self.log({name!r}) outside of a run is not written anywhere.")
+        book.log(name, value, (prog_bar, logger, on_step, on_epoch, reduce_fx, sync_dist), batch_size)
+
+    def log_dict(self, values: Mapping[str, Tensor | float], **settings: Any) -> None:
+        """``self.log`` for each item of ``values``, with the same settings."""
+        for name, value in values.items():
+            self.log(name, value, **settings)
+
+    @property
+    def trainer(self) -> Trainer:
+        """The Trainer that runs this module.
+
+        Raises:
+            ModuleError: None does.
+        """
+        trainer: Trainer | None = self.__dict__.get("_trainer")
+        if trainer is None:
+            raise ModuleError(
+                f"{type(self).__name__} has no trainer.",
+                why="a module gets its trainer when fit, validate, test or predict is called with it.",
+                fix="use self.trainer in steps and hooks only.",
+            )
+        return trainer
+
+    @property
+    def logger(self) -> Logger | None:
+        """The first of the Trainer's loggers; None without any."""
+        return self.trainer.logger
+
+    @property
+    def device(self) -> torch.device:
+        """Where the first parameter (or buffer) lies; the CPU for a module with none."""
+        tensor = next(self.parameters(), None)
+        tensor = next(self.buffers(), None) if tensor is None else tensor
+        return torch.device("cpu") if tensor is None else tensor.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The format of the first parameter; torch's default for a module with none."""
+        tensor = next(self.parameters(), None)
+        return torch.get_default_dtype() if tensor is None else tensor.dtype
+
+    @property
+    def current_epoch(self) -> int:
+        return self.trainer.current_epoch
+
+    @property
+    def global_step(self) -> int:
+        """Optimizer steps taken so far in this run."""
+        return self.trainer.global_step
+
+    def print(self, *values: object) -> None:
+        """Print once, on rank 0."""
+        self.trainer.print(*values)
+
+    @classmethod
+    def load_from_checkpoint(
+        cls,
+        path: str | PathLike[str],
+        map_location: str | torch.device = "cpu",
+        strict: bool = True,
+        **hyperparameters: Any,
+    ) -> Self:
+        """A module with the weights and hyperparameters of a checkpoint; nothing in the file is executed.
+
+        Args:
+            path: The file.
+            map_location: Where its tensors go.
+            strict: Every weight must be in the file and the other way round.
+            hyperparameters: Override those of the file.
+
+        Raises:
+            CheckpointError: The file is missing, damaged, or lacks an argument that ``__init__`` needs.
+        """
+        checkpoint = read(Path(path), map_location=map_location)
+        module = cls(**arguments_for(cls, checkpoint.get("hyper_parameters", {}), hyperparameters, path))
+        module.on_load_checkpoint(dict(checkpoint))
+        module.load_state_dict(checkpoint["state_dict"], strict=strict)
+        return module
+
+
+def _missing(module: Module, method: str, fix: str) -> ModuleError:
+    return ModuleError(
+        f"{type(module).__name__} has no {method}.",
+        why=f"this run calls {method}, and Module has no default for it.",
+        fix=f"define {method}: {fix}.",
+    )
+
+
+def overrides(module: object, name: str) -> bool:
+    """Whether ``module`` has a ``name`` of its own rather than the empty one of its base class."""
+    found = getattr(module, name, None)
+    return getattr(found, "__func__", found) is not getattr(Module, name, None)

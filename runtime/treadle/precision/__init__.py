@@ -1,0 +1,28 @@
+"""Precisions, and the one place that turns their names into objects."""
+
+from __future__ import annotations
+
+from treadle.errors import ConfigError, nearest
+from treadle.precision.base import Precision
+from treadle.precision.full import FullPrecision
+
+__all__ = ["FullPrecision", "Precision", "precision_for"]
+
+
+def precision_for(precision: str | int | Precision) -> Precision:
+    """The object behind a name such as ``"32-true"``; an object is returned as it is.
+
+    Raises:
+        ConfigError: The name is unknown.
+    """
+    match str(precision) if isinstance(precision, (str, int)) else precision:
+        case "32-true" | "32":
+            return FullPrecision()
+        case str() as name:
+            raise ConfigError(
+                f"precision={name!r} is unknown.",
+                why="this version trains in full precision only.",
+                fix=nearest(name, ["32-true"]),
+            )
+        case own:
+            return own

@@ -1,0 +1,30 @@
+"""Strategies, and the one place that turns their names into objects."""
+
+from __future__ import annotations
+
+import torch
+
+from treadle.errors import ConfigError, nearest
+from treadle.strategies.base import Reduction, Strategy
+from treadle.strategies.single import SingleDevice
+
+__all__ = ["Reduction", "SingleDevice", "Strategy", "strategy_for"]
+
+
+def strategy_for(strategy: str | Strategy, device: torch.device) -> Strategy:
+    """The object behind a name such as ``"single"``; an object is returned as it is.
+
+    Raises:
+        ConfigError: The name is unknown.
+    """
+    match strategy:
+        case "auto" | "single" | "single_device":
+            return SingleDevice(device)
+        case str() as name:
+            raise ConfigError(
+                f"strategy={name!r} is unknown.",
+                why="this version trains on one device only.",
+                fix=nearest(name, ["auto", "single"]),
+            )
+        case own:
+            return own
