@@ -28,7 +28,7 @@ test: lint
 	"$(BIN)/python" -m pytest -n 2 --dist loadfile
 
 lint: $(VENV)/.ready-for-tests
-	"$(BIN)/black" --quiet --check --diff .
+	"$(BIN)/black" --check .
 	"$(BIN)/ruff" check --quiet .
 	"$(BIN)/mypy" --no-error-summary
 	"$(BIN)/lint-imports" --no-logo
@@ -37,7 +37,7 @@ bench: $(VENV)/.ready-for-tests
 	@for program in benchmarks/*.py; do echo "$$ python $$program"; "$(BIN)/python" "$$program" || exit 1; done
 
 bundle: $(VENV)/.ready
-	"$(BIN)/python" -m scaffold.bundle
+	"$(BIN)/python" -m scaffold.bundle build --replace # the newest release is built anew until the version moves on
 
 clean:
 	rm -rf demo build dist runtime/dist .mypy_cache .pytest_cache .ruff_cache .import_linter_cache
