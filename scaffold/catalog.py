@@ -1,0 +1,229 @@
+"""Names to sources: what ``--template`` and a project's recorded ``_src_path`` mean."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from urllib.parse import urlsplit
+
+from scaffold import bundle, settings
+from scaffold.errors import SourceError, cannot_write, nearest
+
+BUILT_IN = ("base",)
+
+_REMOTE = re.compile(r"(git\+)?(https|ssh)://|gh:|gl:|[A-Za-z0-9_.-]+@[A-Za-z0-9][A-Za-z0-9.-]*:")
+_OTHER_SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*:")
+_ADDRESS = re.compile(r"(?P<head>[a-z+]+://[^/]*|gh:|gl:|[^/@:]+@[^/:]+:)(?P<path>.*)", re.DOTALL)
+_KNOWN_HOSTS = ("https://github.com/", "https://gitlab.com/")
+_REFERENCE = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._/+-]*")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Source:
+    """Where a template comes from."""
+
+    name: str
+    """For people to read."""
+
+    url: str
+    """What Copier is given, and writes into the project as ``_src_path``."""
+
+    reference: str | None = None
+    """Tag, branch or commit; None means the newest release."""
+
+    trusted: bool = False
+    """It came with this distribution."""
+
+    protocols: str = "https:ssh"
+    """Transports git may use to get it."""
+
+    git_config: tuple[tuple[str, str], ...] = ()
+    """Settings for the git processes that fetch it."""
+
+
+def find(text: str) -> Source:
+    """The template that ``--template TEXT`` means: a built-in name, a URL or the path of a local git repository.
+
+    A URL or path may end in ``@REF``, a tag, branch or commit.
+
+    Raises:
+        SourceError: There is no such template, or it may not be used.
+    """
+    if text in BUILT_IN:
+        return built_in(text)
+    _refuse_option(text)
+    if _REMOTE.match(text):
+        return _remote(text)
+    local = Path(text).expanduser()
+    if local.exists() or os.sep in text or text.startswith("."):
+        return _local(text)
+    if _OTHER_SCHEME.match(text):
+        raise SourceError(
+            f"--template {text!r}: this kind of address is not supported.",
+            why="templates are fetched by git over https or ssh, or from a folder on this machine.",
+            fix="use https://HOST/OWNER/REPOSITORY, git@HOST:OWNER/REPOSITORY or a path.",
+        )
+    guess = nearest(text, BUILT_IN) or BUILT_IN[0]
+    raise SourceError(
+        f"There is no template called {text!r}.",
+        why=f"the built-in templates are: {', '.join(BUILT_IN)}; anything else is a git URL or a path.",
+        fix=f"--template {guess}",
+    )
+
+
+def built_in(name: str) -> Source:
+    """A template that came with this distribution; makes sure that projects can find the bundle it is in."""
+    newest = bundle.releases(settings.SHIPPED_BUNDLE)[-1]
+    url = settings.repository_url()
+    if url is None:
+        refresh()
+        return Source(
+            name=name, url=settings.BUNDLE_FOR_PROJECTS, reference=newest, trusted=True, protocols="https:ssh:file"
+        )
+    instead = ("url." + settings.SHIPPED_BUNDLE.as_posix() + ".insteadOf", _for_git(url))
+    return Source(
+        name=name,
+        url=_for_copier(url),
+        reference=newest,
+        trusted=True,
+        protocols="https:ssh:file",
+        git_config=(instead,),
+    )
+
+
+def recorded(src_path: str) -> Source:
+    """The source a project names in its answers.
+
+    Raises:
+        SourceError: It is gone, or may not be used.
+    """
+    _refuse_option(src_path)
+    url = settings.repository_url()
+    if src_path == settings.BUNDLE_FOR_PROJECTS or (url and src_path == _for_copier(url)):
+        return built_in(BUILT_IN[0])
+    if _REMOTE.match(src_path):
+        return _remote(src_path)
+    return _local(src_path)
+
+
+def refresh() -> None:
+    """Bring the copy of the bundle that projects name to what this distribution ships, unless it is newer."""
+    copy = settings.project_bundle()
+    shipped = settings.SHIPPED_BUNDLE
+    try:
+        if copy.is_file():
+            if copy.read_bytes() == shipped.read_bytes() or _is_newer(copy, shipped):
+                return
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        fresh = copy.with_name(f".{copy.name}.{os.getpid()}")
+        try:
+            shutil.copyfile(shipped, fresh)
+            fresh.replace(copy)
+        finally:
+            fresh.unlink(missing_ok=True)
+    except OSError as error:
+        raise cannot_write(copy.parent, error) from None
+
+
+def _is_newer(copy: Path, shipped: Path) -> bool:
+    """An older scaffold beside a newer one must not take releases away from projects."""
+    try:
+        there = bundle.releases(copy)
+    except SourceError:
+        return False
+    return bool(set(there) - set(bundle.releases(shipped))) and bundle.newest(copy) > bundle.newest(shipped)
+
+
+def _remote(text: str) -> Source:
+    match = _ADDRESS.fullmatch(text)
+    if match is None or "\n" in text:
+        raise SourceError(
+            f"--template {text!r} is not an address git understands.",
+            why="a URL names a host and a repository on it.",
+            fix="write it like https://HOST/OWNER/REPOSITORY, with @TAG at the end for one version.",
+        )
+    path, _, reference = match["path"].partition("@")
+    url = match["head"] + path
+    _refuse_credentials(url)
+    return Source(name=url, url=_for_copier(url), reference=_reference(reference))
+
+
+def _local(text: str) -> Source:
+    place, reference = text, ""
+    if not Path(text).expanduser().exists() and "@" in text:
+        place, _, reference = text.rpartition("@")
+    path = Path(place).expanduser()
+    if not path.exists():
+        raise SourceError(
+            f"There is no template at {place}.",
+            why="neither a file nor a folder is there.",
+            fix=f"check the path, or use a built-in template: --template {BUILT_IN[0]}",
+        )
+    if path.is_dir() and not (path / ".git").exists() and not (path / "HEAD").is_file():
+        raise SourceError(
+            f"{place} is not the root of a git repository.",
+            why="a project remembers the commit of its template, or it could never be updated.",
+            fix=f"git -C {place} init && git -C {place} add -A && git -C {place} commit -m template",
+        )
+    if path.is_file():
+        bundle.heads(path)
+    # A home folder is written as ~, so that the project works for another user too; anything else in full.
+    absolute = place if place.startswith("~") else str(path.absolute())
+    return Source(name=place, url=absolute, reference=_reference(reference), protocols="https:ssh:file")
+
+
+def _for_copier(url: str) -> str:
+    """Copier takes a URL for a git repository when it ends in .git, has a known host, or says so."""
+    known = url.endswith(".git") or url.startswith(("git+", "git@", "gh:", "gl:"))
+    return url if known or url.startswith(_KNOWN_HOSTS) else f"git+{url}"
+
+
+def _for_git(url: str) -> str:
+    """What Copier in turn gives to git."""
+    url = url.removeprefix("git+")
+    return f"{url}.git" if url.startswith(_KNOWN_HOSTS) and not url.endswith(".git") else url
+
+
+def _reference(text: str) -> str | None:
+    if not text:
+        return None
+    if not _REFERENCE.fullmatch(text) or ".." in text:
+        raise SourceError(
+            f"{text!r} cannot be a version of a template.",
+            why="it is the name of a tag, branch or commit.",
+            fix="write it like @v1.2.0 after the URL or path.",
+        )
+    return text
+
+
+def _refuse_option(text: str) -> None:
+    if text.startswith("-") or not text:
+        raise SourceError(
+            f"{text!r} is not a template.",
+            why="what starts with '-' would be taken for an option by git.",
+            fix=f"--template {BUILT_IN[0]}, a URL, or a path that starts with ./",
+        )
+
+
+def _refuse_credentials(url: str) -> None:
+    try:
+        parts = urlsplit(url.removeprefix("git+"))
+        secret = parts.password is not None or (parts.scheme == "https" and parts.username is not None)
+        bad = (parts.hostname or "git").startswith("-")
+    except ValueError:
+        secret, bad = False, True
+    if secret:
+        raise SourceError(
+            "The template's URL holds a user name or password.",
+            why="the URL is written into every project made from it, for all to read.",
+            fix="leave it out and let git ask its credential helper, or use ssh.",
+        )
+    if bad:
+        raise SourceError(
+            f"{url!r} is not an address git understands.",
+            why="the host is malformed.",
+            fix="write it like https://HOST/OWNER/REPOSITORY",
+        )

@@ -1,0 +1,267 @@
+"""A new project, whole or not at all.
+
+Everything happens in a temporary folder on the target's own file system: render, guard, git, first commit. One rename
+then puts it in place, so a stop at any moment leaves nothing behind.
+"""
+
+from __future__ import annotations
+
+import os
+import shlex
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from scaffold import git, settings
+from scaffold.catalog import Source
+from scaffold.errors import AnswerError, Declined, DestinationError, as_flag, cannot_write
+from scaffold.interrupts import undisturbed
+from scaffold.rendering import Rendering, check_names, render
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """What to make and where."""
+
+    path: Path
+    source: Source
+    answers: Mapping[str, Any]
+    ask: bool
+    """Ask on the terminal what is open. Otherwise ``accept_defaults`` decides."""
+    accept_defaults: bool
+    """Take the template's defaults for what is open; otherwise an open question is an error."""
+    use_git: bool = True
+
+
+@dataclass(frozen=True, kw_only=True)
+class Created:
+    """A new project."""
+
+    path: Path
+    source: Source
+    version: str | None
+    answers: Mapping[str, Any]
+    files: tuple[str, ...]
+    """Relative to ``path``, sorted, without git's."""
+    commit: str | None
+    """The first commit's full hash; None without git."""
+    enclosing: Path | None
+    """The repository the project's own repository lies in, if any."""
+    notes: tuple[str, ...]
+
+    def next_commands(self, typed: Path) -> list[str]:
+        """What to type next, for a user who typed ``typed`` as the path."""
+        commands = [] if self.path == Path.cwd() else [f"cd {shlex.quote(str(typed))}"]
+        if "pyproject.toml" in self.files:
+            # The runtime is not published yet; a clone of this repository has it, and pip takes it from there.
+            checkout = settings.source_checkout()
+            runtime = f"-e {shlex.quote(str(checkout / 'runtime'))} " if checkout and self.source.trusted else ""
+            commands.append(f'python -m pip install {runtime}-e ".[dev]"')
+        if "configs/train.yaml" in self.files and "package_name" in self.answers:
+            commands.append(f"python -m {self.answers['package_name']} fit --config configs/train.yaml")
+        return commands
+
+    def all_notes(self) -> list[str]:
+        """What the user should know besides."""
+        notes = list(self.notes)
+        if self.enclosing:
+            notes.append(
+                f"this is a git repository inside another, {self.enclosing}. To make it part of that one instead, "
+                "delete its .git folder, or start with --no-git."
+            )
+        return notes
+
+
+def create(plan: Plan, confirm: Callable[[Rendering, tuple[str, ...]], bool]) -> Created:
+    """Make the project.
+
+    Args:
+        confirm: Shown the rendering and its files before anything is put in place; False stops.
+
+    Raises:
+        ScaffoldError: And nothing was left behind.
+    """
+    git.require_git()
+    target = destination(plan.path)
+    try:
+        with _staging(target) as staging:
+            if plan.use_git:
+                _initialise(staging / "repository")
+            rendering = _render(plan, staging / target.name)
+            files = listing(rendering.folder)
+            if not confirm(rendering, files):
+                raise Declined("Nothing was made.", why="you said no.", fix="run the same command again.")
+            commit = _commit(staging / "repository", rendering, plan) if plan.use_git else None
+            enclosing = _enclosing(target) if plan.use_git else None
+            _put_in_place(rendering.folder, target)
+    except OSError as error:
+        raise cannot_write(target.parent, error) from error
+    return Created(
+        path=target,
+        source=plan.source,
+        version=rendering.version,
+        answers=rendering.answers,
+        files=files,
+        commit=commit,
+        enclosing=enclosing,
+        notes=rendering.notes,
+    )
+
+
+def preview(plan: Plan, show: Callable[[Rendering, tuple[str, ...]], None]) -> None:
+    """Render to a temporary folder elsewhere, ``show`` it, remove it."""
+    git.require_git()
+    target = destination(plan.path)
+    try:
+        with _temporary(Path(tempfile.gettempdir()), "scaffold-preview-") as staging:
+            rendering = _render(plan, staging / target.name)
+            show(rendering, listing(rendering.folder))
+    except OSError as error:
+        raise cannot_write(Path(tempfile.gettempdir()), error) from error
+
+
+def destination(path: Path) -> Path:
+    """The absolute path to create.
+
+    Raises:
+        DestinationError: Something is there already.
+    """
+    target = Path(os.path.abspath(path.expanduser()))
+    if target.is_symlink() or target.is_dir():
+        target = target.resolve()
+    if target.exists() and not target.is_dir():
+        raise DestinationError(
+            f"{path} is a file.",
+            why="a project is a folder.",
+            fix=f"choose another name, for example {path}-project",
+        )
+    if target.is_dir() and (names := sorted(os.listdir(target))):
+        some = ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+        raise DestinationError(
+            f"{path} is not empty: it holds {some}.",
+            why="the template's files would mix with yours, and scaffold never deletes.",
+            fix=f"choose a new folder, for example {path / 'project' if path.name in ('', '.', '..') else f'{path}-2'}",
+        )
+    ancestor = _nearest_existing(target)
+    if not ancestor.is_dir():
+        raise DestinationError(
+            f"{ancestor} is a file, so {path} cannot be made in it.",
+            why="a project is a folder in a folder.",
+            fix="choose another path.",
+        )
+    return target
+
+
+def listing(folder: Path) -> tuple[str, ...]:
+    """Files and links below ``folder``, relative to it, sorted."""
+    paths = (path for path in folder.rglob("*") if path.is_symlink() or not path.is_dir())
+    return tuple(sorted(path.relative_to(folder).as_posix() for path in paths))
+
+
+def _render(plan: Plan, folder: Path) -> Rendering:
+    defaults = {} if plan.answers.get("author_name") else git.author_name(folder.parent)
+    if plan.ask and not plan.source.trusted and plan.answers:
+        # Before a stranger's questions are asked: is everything that was --set one of them?
+        dry = render(plan.source, folder, answers=plan.answers, defaults=defaults, ask=False)
+        shutil.rmtree(folder)
+        check_names(dry, plan.answers)
+    rendering = render(plan.source, folder, answers=plan.answers, defaults=defaults, ask=plan.ask)
+    check_names(rendering, plan.answers)
+    missing = [name for name in rendering.asked if name not in plan.answers]
+    if missing and not plan.ask and not plan.accept_defaults:
+        raise _unanswered(missing, rendering)
+    return replace(rendering, folder=folder)
+
+
+def _unanswered(missing: list[str], rendering: Rendering) -> AnswerError:
+    return AnswerError(
+        f"Not answered: {', '.join(missing)}.",
+        why="this is not a terminal, so nobody can be asked.",
+        fix="add --yes to take the defaults, which are: "
+        + " ".join(as_flag(name, rendering.answers.get(name)) for name in missing),
+    )
+
+
+def _nearest_existing(path: Path) -> Path:
+    while not path.exists():
+        path = path.parent
+    return path
+
+
+@contextmanager
+def _staging(target: Path) -> Iterator[Path]:
+    """A temporary folder from which one rename leads to ``target``: beside it, or in it when it is there, empty."""
+    with _temporary(_nearest_existing(target), f".{target.name}.scaffold-") as folder:
+        yield folder
+
+
+@contextmanager
+def _temporary(parent: Path, prefix: str) -> Iterator[Path]:
+    folder: Path | None = None
+    try:
+        with undisturbed():
+            folder = Path(tempfile.mkdtemp(prefix=prefix, dir=parent))
+        yield folder
+    finally:
+        if folder is not None:
+            with undisturbed():
+                shutil.rmtree(folder, ignore_errors=True)
+
+
+def _initialise(repository: Path) -> None:
+    """An empty repository beside the rendering, never in it while a template may still write there."""
+    repository.mkdir()
+    branch = git.attempt("config", "--get", "init.defaultBranch", cwd=repository).stdout.strip() or "main"
+    git.git("init", "-q", "-b", branch, cwd=repository)
+    git.identity(repository)
+
+
+def _commit(repository: Path, rendering: Rendering, plan: Plan) -> str:
+    (repository / ".git").rename(rendering.folder / ".git")
+    made_from = " ".join(filter(None, [plan.source.name, rendering.version]))
+    git.git("add", "-A", cwd=rendering.folder)
+    # Not signed: a pass phrase could be asked for, and the user signs from the next commit on.
+    git.git("commit", "-q", "--no-gpg-sign", "-m", f"Start from template {made_from}", cwd=rendering.folder)
+    return git.git("rev-parse", "HEAD", cwd=rendering.folder).strip()
+
+
+def _enclosing(target: Path) -> Path | None:
+    """The repository that ``target`` lies in, unless it ignores it."""
+    parent = _nearest_existing(target)
+    top = git.attempt("rev-parse", "--show-toplevel", cwd=parent)
+    if top.returncode or git.attempt("check-ignore", "-q", str(target), cwd=parent).returncode == 0:
+        return None
+    return Path(top.stdout.strip())
+
+
+def _put_in_place(rendered: Path, target: Path) -> None:
+    with undisturbed():
+        if target.is_dir():
+            # Not renamed over: it may be the user's working directory, or a mount.
+            _move_children(rendered, target)
+            return
+        made = [folder for folder in target.parents if not folder.exists()]
+        try:
+            target.parent.mkdir(parents=True, exist_ok=True)
+            rendered.rename(target)
+        except OSError:
+            for folder in made:
+                if folder.is_dir():
+                    folder.rmdir()
+            raise
+
+
+def _move_children(rendered: Path, target: Path) -> None:
+    moved: list[str] = []
+    try:
+        for name in sorted(os.listdir(rendered)):
+            (rendered / name).rename(target / name)
+            moved.append(name)
+    except OSError:
+        for name in moved:
+            (target / name).rename(rendered / name)
+        raise

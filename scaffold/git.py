@@ -1,0 +1,77 @@
+"""Calling git, always with the same safe environment."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+from collections.abc import Mapping
+from pathlib import Path
+
+from scaffold.errors import GitError
+from scaffold.settings import git_environment
+
+
+def require_git() -> None:
+    """Raises GitError when there is no git on the PATH."""
+    if shutil.which("git") is None:
+        raise GitError(
+            "git was not found on the PATH.",
+            why="templates are git repositories, and updates compare a project's history with theirs.",
+            fix="install git (https://git-scm.com/downloads), then run the same command again.",
+        )
+
+
+def attempt(
+    *arguments: str, cwd: Path, environment: Mapping[str, str] | None = None, stdin: str | None = None
+) -> subprocess.CompletedProcess[str]:
+    """Run git and hand back whatever came of it."""
+    require_git()
+    return subprocess.run(
+        ["git", *arguments],
+        cwd=cwd,
+        env={**git_environment(), **(environment or {})},
+        input=stdin,
+        stdin=subprocess.DEVNULL if stdin is None else None,
+        capture_output=True,
+        text=True,
+        encoding="utf-8",
+        errors="surrogateescape",
+        check=False,
+    )
+
+
+def git(*arguments: str, cwd: Path, environment: Mapping[str, str] | None = None, stdin: str | None = None) -> str:
+    """Run git and return what it printed.
+
+    Raises:
+        GitError: git is missing or failed; its own last words are in the message.
+    """
+    done = attempt(*arguments, cwd=cwd, environment=environment, stdin=stdin)
+    if done.returncode:
+        said = (done.stderr.strip() or done.stdout.strip() or f"exit code {done.returncode}").splitlines()[-1]
+        full = "No space left on device" in done.stderr
+        raise GitError(
+            f"git {arguments[0]} failed: {said}",
+            why="the disk is full." if full else "git could not do what was asked of it.",
+            fix="free some space." if full else f"try it by hand: git {' '.join(arguments)}",
+        )
+    return done.stdout
+
+
+def identity(repository: Path) -> None:
+    """Raises GitError when a commit in ``repository`` would have no author."""
+    for who in ("GIT_AUTHOR_IDENT", "GIT_COMMITTER_IDENT"):
+        # useConfigOnly: without it git makes up user@hostname and calls that a name.
+        if attempt("-c", "user.useConfigOnly=true", "var", who, cwd=repository).returncode:
+            raise GitError(
+                "git does not know your name and e-mail address.",
+                why="a new project starts with a first commit, and a commit has an author.",
+                fix='git config --global user.name "Your Name" && git config --global user.email you@example.com'
+                " (or make the project without git: --no-git)",
+            )
+
+
+def author_name(folder: Path) -> dict[str, str]:
+    """The answer ``author_name`` as git knows it, if it does."""
+    name = attempt("config", "--get", "user.name", cwd=folder).stdout.strip()
+    return {"author_name": name} if name else {}

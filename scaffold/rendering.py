@@ -1,0 +1,240 @@
+"""Rendering a template. The only module that talks to Copier, and only through its public functions."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import os
+import re
+import warnings
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import copier
+import copier.errors
+from plumbum import ProcessExecutionError, local
+
+from scaffold import guard, settings
+from scaffold.catalog import Source
+from scaffold.errors import AnswerError, ScaffoldError, SourceError, UnsafeTemplate, UpdateError, as_flag, nearest
+
+_ANSI = re.compile(r"\x1b\[[0-9;]*m")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rendering:
+    """What came of one rendering."""
+
+    folder: Path
+    answers: Mapping[str, Any]
+    questions: tuple[str, ...]
+    """Those a user may answer, in order."""
+    asked: tuple[str, ...]
+    """Those a user is asked, without those that do not apply."""
+    version: str | None
+    """The template's tag or description, as the project records it."""
+    notes: tuple[str, ...] = field(default=())
+    """What Copier wants the user to know."""
+
+
+def render(
+    source: Source,
+    folder: Path,
+    *,
+    answers: Mapping[str, Any],
+    defaults: Mapping[str, Any],
+    ask: bool,
+    limits: settings.Limits | None = None,
+) -> Rendering:
+    """Render ``source`` into ``folder``, which does not exist yet, and guard what was written.
+
+    Args:
+        answers: Taken as they are, not asked.
+        defaults: Take precedence over the template's own defaults.
+        ask: Ask on the terminal what ``answers`` leaves open; otherwise defaults are taken.
+
+    Raises:
+        AnswerError: An answer is not one the template accepts.
+        SourceError: The template cannot be fetched or is broken.
+        UnsafeTemplate: It tried to do what no template may.
+    """
+    with _copier_for(source, answers) as caught:
+        worker = copier.run_copy(
+            source.url,
+            folder,
+            dict(answers),
+            vcs_ref=source.reference,
+            user_defaults=dict(defaults),
+            defaults=not ask,
+            exclude=[".git"],
+            settings=copier.Settings(),  # not the user's: what they trust elsewhere must not run here
+            overwrite=True,
+            quiet=True,
+        )
+        questions = worker.template.questions_data
+        hidden = worker.answers.hidden | worker.template.secret_questions
+        given = {name: value for name, value in worker.answers.combined.items() if name in questions}
+        rendering = Rendering(
+            folder=folder,
+            answers={name: value for name, value in given.items() if name not in hidden},
+            questions=tuple(name for name, details in questions.items() if details.get("when", True) is not False),
+            asked=tuple(n for n in questions if n not in hidden and questions[n].get("ask", True) is not False),
+            version=worker.template.commit,
+            notes=tuple(dict.fromkeys(str(warning.message) for warning in caught)),
+        )
+    if not source.trusted:
+        _check_attempts(source, folder, given, rendering.version)
+    guard.check_tree(folder, limits or settings.Limits())
+    return rendering
+
+
+def check_names(rendering: Rendering, answers: Mapping[str, Any]) -> None:
+    """Raises AnswerError when the template has no question of a name in ``answers``."""
+    for name in answers:
+        if name not in rendering.questions:
+            guess = nearest(name, rendering.questions)
+            raise AnswerError(
+                f"--set {name}=...: the template has no question called {name!r}.",
+                why=f"its questions are: {', '.join(rendering.questions) or 'none'}.",
+                fix=f"--set {guess}={answers[name]}" if guess else "leave it out.",
+            )
+
+
+def update(project: Path, source: Source, reference: str | None) -> None:
+    """Run Copier's own update on ``project``, a clean git work tree. Conflicts are left in its files.
+
+    Raises:
+        ScaffoldError: Copier refused or failed; files may have been changed already.
+    """
+    with _copier_for(source, {}):
+        copier.run_update(
+            project,
+            vcs_ref=reference,
+            settings=copier.Settings(),
+            exclude=[".git"],
+            defaults=True,
+            overwrite=True,
+            quiet=True,
+        )
+
+
+def _check_attempts(source: Source, folder: Path, answers: Mapping[str, Any], version: str | None) -> None:
+    """Raises UnsafeTemplate when the template has a file for .git, which the rendering left out without a word.
+
+    A dry run names every path without writing it.
+    """
+    listing = io.StringIO()
+    with _copier_for(source, answers), contextlib.redirect_stderr(listing), contextlib.redirect_stdout(listing):
+        copier.run_copy(
+            source.url,
+            folder.with_name(f"{folder.name}.dry"),
+            dict(answers),
+            vcs_ref=source.reference or version,
+            settings=copier.Settings(),
+            defaults=True,
+            pretend=True,
+            overwrite=True,
+        )
+    for line in listing.getvalue().splitlines():
+        action, _, path = _ANSI.sub("", line).strip().partition("  ")
+        if action == "create":
+            guard.check_path(PurePosixPath(path))
+
+
+@contextlib.contextmanager
+def _copier_for(source: Source, answers: Mapping[str, Any]) -> Iterator[list[warnings.WarningMessage]]:
+    """Copier's surroundings: git's safe environment, a cache of our own, its errors turned into ours.
+
+    Yields:
+        Copier's warnings, as they come.
+    """
+    environment = settings.git_environment(protocols=source.protocols, config=source.git_config)
+    cache = os.environ.get("COPIER_CACHE_DIR")
+    os.environ["COPIER_CACHE_DIR"] = str(settings.template_cache())
+    try:
+        with warnings.catch_warnings(record=True) as caught, local.env():
+            warnings.simplefilter("ignore")
+            warnings.simplefilter("always", copier.errors.CopierWarning)
+            # Copier's git processes see plumbum's copy of the environment, taken when it was imported.
+            for name in set(dict(local.env)) - set(environment):
+                del local.env[name]
+            local.env.update(environment)
+            yield caught
+    except (ScaffoldError, OSError, KeyboardInterrupt):  # Copier's own interrupt is both a CopierError and this
+        raise
+    except Exception as error:  # a stranger's template can make Copier and Jinja raise anything; all of it is its fault
+        raise _ours(error, source, answers) from error
+    finally:
+        if cache is None:
+            del os.environ["COPIER_CACHE_DIR"]
+        else:
+            os.environ["COPIER_CACHE_DIR"] = cache
+
+
+def _ours(error: Exception, source: Source, answers: Mapping[str, Any]) -> ScaffoldError:
+    """The error to show for one that Copier raised."""
+    said = str(error)
+    if isinstance(error, copier.errors.UnsafeTemplateError):
+        return UnsafeTemplate(
+            said.splitlines()[0],
+            why="tasks, migrations and extensions run commands on your machine, and scaffold runs none.",
+            fix=f"read the template; if you trust it, use Copier itself: copier copy --trust {source.url} PATH",
+        )
+    if isinstance(error, copier.errors.ForbiddenPathError):
+        return UnsafeTemplate(
+            f"The template reaches outside of its folder: {said.splitlines()[0]}.",
+            why="a template may only read and write its own files.",
+            fix="do not use this template; tell its author.",
+        )
+    if match := re.match(r"Validation error for question '(\w+)': (.*)", said, re.DOTALL):
+        return _bad_answer(match[1], match[2], answers)
+    if match := re.match(r"Invalid choice for '(\w+)': (.*)", said, re.DOTALL):
+        return _bad_answer(match[1], match[2], answers)
+    if match := re.match(r'Question "(\w+)" is required', said):
+        return AnswerError(
+            f"The template's question {match[1]!r} has no answer.",
+            why="it has no default either.",
+            fix=as_flag(match[1], "..."),
+        )
+    if "Downgrades are not supported" in said:
+        return UpdateError(
+            said.splitlines()[0],
+            why="an update only goes forward.",
+            fix="go back with git instead: git revert the commit that updated the project.",
+        )
+    if isinstance(error, ProcessExecutionError):
+        return _git_failed(error, source)
+    if "Unknown revision" in said:
+        return SourceError(
+            f"{source.name} has no version {source.reference}.",
+            why="it is neither a tag, a branch nor a commit there.",
+            fix=f"list its versions: git ls-remote --tags {source.url}",
+        )
+    return SourceError(
+        f"The template {source.name} cannot be rendered: {said.strip() or type(error).__name__}",
+        why="the template itself is broken, or made for another version of Copier.",
+        fix="tell its author, or use another version of it: --template SOURCE@TAG",
+    )
+
+
+def _bad_answer(name: str, reason: str, answers: Mapping[str, Any]) -> AnswerError:
+    choices = re.search(r"is not in \[(.*)\]", reason)
+    allowed = re.findall(r"'([^']*)'", choices[1]) if choices else []
+    guess = nearest(str(answers.get(name, "")), allowed) or (allowed[0] if allowed else "...")
+    return AnswerError(
+        f"{name} cannot be {answers[name]!r}." if name in answers else f"{name} has no usable answer.",
+        why=f"{'choose one of: ' + ', '.join(allowed) if allowed else reason}.",
+        fix=as_flag(name, guess),
+    )
+
+
+def _git_failed(error: ProcessExecutionError, source: Source) -> ScaffoldError:
+    lines = [line for line in str(error.stderr or "").splitlines() if line.strip()]
+    said = next((line for line in lines if line.startswith(("fatal:", "error:"))), lines[-1] if lines else str(error))
+    return SourceError(
+        f"git could not get the template {source.name}: {said.strip()}",
+        why="no such repository or version, no access to it, or no network.",
+        fix=f"see whether this works: git ls-remote {source.url.removeprefix('git+')}",
+    )
