@@ -1,9 +1,12 @@
-"""What a user installs is what this repository holds: both distributions, built and looked into."""
+"""What a user installs is what this repository holds: both distributions built, looked into, installed and used."""
 
 import email.message
 import email.parser
+import os
+import shutil
 import subprocess
 import sys
+import sysconfig
 import tarfile
 import zipfile
 from dataclasses import dataclass
@@ -113,3 +116,99 @@ class TestTheDependencies:
 def test_the_two_licenses_are_one() -> None:
     """A distribution can only carry a file from its own folder, so the text stands twice."""
     assert (ROOT / "LICENSE").read_bytes() == (ROOT / "runtime" / "LICENSE").read_bytes()
+
+
+@dataclass(frozen=True)
+class Environment:
+    """A virtual environment that holds the two wheels, and a home folder in which nothing was ever configured."""
+
+    folder: Path
+    home: Path
+
+    def run(self, program: str, *arguments: str, cwd: Path | None = None) -> str:
+        """What the program prints; it must succeed.
+
+        No network: git and pip are pointed at a proxy that nobody runs, so that a call to either fails at once.
+        """
+        path = os.pathsep.join([str(programs(self.folder)), os.environ["PATH"]])
+        nobody = "http://127.0.0.1:9"
+        environment = {
+            "PATH": path,
+            "HOME": str(self.home),
+            "LANG": "C.UTF-8",
+            "http_proxy": nobody,
+            "https_proxy": nobody,
+            "ALL_PROXY": nobody,
+            "GIT_AUTHOR_NAME": "A. Tester",
+            "GIT_AUTHOR_EMAIL": "tester@localhost",
+            "GIT_COMMITTER_NAME": "A. Tester",
+            "GIT_COMMITTER_EMAIL": "tester@localhost",
+        }
+        result = subprocess.run(
+            [shutil.which(program, path=path) or program, *arguments],
+            cwd=cwd or self.home,
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert result.returncode == 0, result.stdout + result.stderr
+        return result.stdout
+
+
+def programs(environment: Path) -> Path:
+    return environment / ("Scripts" if os.name == "nt" else "bin")
+
+
+def install(wheels: list[Path], folder: Path) -> None:
+    """The wheels go in by pip; what they depend on is read from the environment that runs the tests.
+
+    The path file adds that environment's packages but, unlike its own start-up, none of the path files in it: its
+    editable installs, and with them this checkout, stay out of reach.
+    """
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", folder], check=True)
+    pip = [sys.executable, "-m", "pip", "--python", str(programs(folder) / "python")]
+    subprocess.run([*pip, "install", "-qq", "--no-index", "--no-deps", *map(str, wheels)], check=True)
+    (packages,) = folder.glob("**/site-packages")
+    (packages / "dependencies.pth").write_text(sysconfig.get_path("purelib") + "\n")
+
+
+@pytest.fixture(scope="module")
+def environment(scaffold: Distribution, treadle: Distribution, tmp_path_factory: pytest.TempPathFactory) -> Environment:
+    folder = tmp_path_factory.mktemp("bare") / "environment"
+    install([scaffold.wheel, treadle.wheel], folder)
+    return Environment(folder, tmp_path_factory.mktemp("home"))
+
+
+@pytest.fixture(scope="module")
+def project(environment: Environment) -> Path:
+    environment.run("scaffold", "new", "my-project", "--yes")
+    return environment.home / "my-project"
+
+
+class TestABareEnvironment:
+    @pytest.mark.parametrize("package", ["scaffold", "treadle"])
+    def test_imports_the_wheel_and_not_the_checkout(self, environment: Environment, package: str) -> None:
+        """Otherwise nothing below would prove anything."""
+        where = environment.run("python", "-c", f"import {package}; print({package}.__file__)")
+        assert Path(where.strip()).is_relative_to(environment.folder)
+
+    def test_tells_its_version(self, environment: Environment) -> None:
+        """The command is there and is this release."""
+        assert "0.1.0" in environment.run("scaffold", "--version")
+
+
+class TestAProjectMadeThere:
+    def test_is_whole_and_committed(self, environment: Environment, project: Path) -> None:
+        """The templates came out of the wheel: no network, no checkout."""
+        assert (project / "src" / "my_project" / "model.py").is_file()
+        assert (project / ".copier-answers.yml").is_file()
+        assert environment.run("git", "log", "--format=%an", cwd=project) == "A. Tester\n"
+        assert environment.run("git", "status", "--porcelain", cwd=project) == ""
+
+    def test_does_not_remember_where_it_was_made(self, project: Path) -> None:
+        """A colleague's machine has neither this environment nor this checkout."""
+        answers = (project / ".copier-answers.yml").read_text()
+        assert str(ROOT) not in answers
+        assert str(project.parent) not in answers
