@@ -74,23 +74,26 @@ def find(text: str) -> Source:
     )
 
 
-def built_in(name: str) -> Source:
-    """A template that came with this distribution; makes sure that projects can find the bundle it is in."""
-    newest = bundle.releases(settings.SHIPPED_BUNDLE)[-1]
-    url = settings.repository_url()
-    if url is None:
+def built_in(name: str, url: str | None = None) -> Source:
+    """A template that came with this distribution.
+
+    Args:
+        url: What a project made from it records: the published repository, or this machine's copy of the bundle
+            while there is none. git reads the bundle in either case, without a network.
+    """
+    url = url or _published() or settings.BUNDLE_FOR_PROJECTS
+    config: tuple[tuple[str, str], ...] = ()
+    if url == settings.BUNDLE_FOR_PROJECTS:
         refresh()
-        return Source(
-            name=name, url=settings.BUNDLE_FOR_PROJECTS, reference=newest, trusted=True, protocols="https:ssh:file"
-        )
-    instead = ("url." + settings.SHIPPED_BUNDLE.as_posix() + ".insteadOf", _for_git(url))
+    else:
+        config = ((f"url.{settings.SHIPPED_BUNDLE.as_posix()}.insteadOf", _for_git(url)),)
     return Source(
         name=name,
-        url=_for_copier(url),
-        reference=newest,
+        url=url,
+        reference=bundle.releases(settings.SHIPPED_BUNDLE)[-1],
         trusted=True,
         protocols="https:ssh:file",
-        git_config=(instead,),
+        git_config=config,
     )
 
 
@@ -100,13 +103,15 @@ def recorded(src_path: str) -> Source:
     Raises:
         SourceError: It is gone, or may not be used.
     """
+    if src_path in (settings.BUNDLE_FOR_PROJECTS, _published()):
+        return built_in(BUILT_IN[0], src_path)
     _refuse_option(src_path)
+    return _remote(src_path) if _REMOTE.match(src_path) else _local(src_path)
+
+
+def _published() -> str | None:
     url = settings.repository_url()
-    if src_path == settings.BUNDLE_FOR_PROJECTS or (url and src_path == _for_copier(url)):
-        return built_in(BUILT_IN[0])
-    if _REMOTE.match(src_path):
-        return _remote(src_path)
-    return _local(src_path)
+    return _for_copier(url) if url else None
 
 
 def refresh() -> None:
@@ -114,9 +119,8 @@ def refresh() -> None:
     copy = settings.project_bundle()
     shipped = settings.SHIPPED_BUNDLE
     try:
-        if copy.is_file():
-            if copy.read_bytes() == shipped.read_bytes() or _is_newer(copy, shipped):
-                return
+        if copy.is_file() and (copy.read_bytes() == shipped.read_bytes() or _is_newer(copy, shipped)):
+            return
         copy.parent.mkdir(parents=True, exist_ok=True)
         fresh = copy.with_name(f".{copy.name}.{os.getpid()}")
         try:

@@ -82,7 +82,7 @@ def new(
         if preview:
             creating.preview(plan, _as_json if as_json else _show_preview)
             return
-        created = creating.create(plan, _confirm if plan.ask else lambda rendering, files: True)
+        created = creating.create(plan, _confirm if plan.ask else None)
         if as_json:
             _print_json(_describe(created, path))
         else:
@@ -93,6 +93,9 @@ def new(
 def update(
     path: Annotated[Path, typer.Argument(metavar="[PATH]", help="The project.", show_default=False)] = Path(),
     to: Annotated[str | None, typer.Option(metavar="VERSION", help="Default: the newest release.")] = None,
+    answers: Annotated[
+        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Answer a question anew; repeatable.")
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
 ) -> None:
     """Bring a project to the newest version of its template.
@@ -104,7 +107,7 @@ def update(
     with _reporting(as_json):
         from scaffold import updating
 
-        updated = updating.update(path, to)
+        updated = updating.update(path, to=to, answers=_pairs(answers or []))
         if as_json:
             _print_json(
                 {

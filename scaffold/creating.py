@@ -6,7 +6,6 @@ then puts it in place, so a stop at any moment leaves nothing behind.
 
 from __future__ import annotations
 
-import os
 import shlex
 import shutil
 import tempfile
@@ -76,11 +75,12 @@ class Created:
         return notes
 
 
-def create(plan: Plan, confirm: Callable[[Rendering, tuple[str, ...]], bool]) -> Created:
+def create(plan: Plan, confirm: Callable[[Rendering, tuple[str, ...]], bool] | None = None) -> Created:
     """Make the project.
 
     Args:
         confirm: Shown the rendering and its files before anything is put in place; False stops.
+            None goes ahead.
 
     Raises:
         ScaffoldError: And nothing was left behind.
@@ -93,7 +93,7 @@ def create(plan: Plan, confirm: Callable[[Rendering, tuple[str, ...]], bool]) ->
                 _initialise(staging / "repository")
             rendering = _render(plan, staging / target.name)
             files = listing(rendering.folder)
-            if not confirm(rendering, files):
+            if confirm and not confirm(rendering, files):
                 raise Declined("Nothing was made.", why="you said no.", fix="run the same command again.")
             commit = _commit(staging / "repository", rendering, plan) if plan.use_git else None
             enclosing = _enclosing(target) if plan.use_git else None
@@ -130,16 +130,14 @@ def destination(path: Path) -> Path:
     Raises:
         DestinationError: Something is there already.
     """
-    target = Path(os.path.abspath(path.expanduser()))
-    if target.is_symlink() or target.is_dir():
-        target = target.resolve()
+    target = path.expanduser().resolve()
     if target.exists() and not target.is_dir():
         raise DestinationError(
             f"{path} is a file.",
             why="a project is a folder.",
             fix=f"choose another name, for example {path}-project",
         )
-    if target.is_dir() and (names := sorted(os.listdir(target))):
+    if target.is_dir() and (names := sorted(entry.name for entry in target.iterdir())):
         some = ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
         raise DestinationError(
             f"{path} is not empty: it holds {some}.",
@@ -258,9 +256,9 @@ def _put_in_place(rendered: Path, target: Path) -> None:
 def _move_children(rendered: Path, target: Path) -> None:
     moved: list[str] = []
     try:
-        for name in sorted(os.listdir(rendered)):
-            (rendered / name).rename(target / name)
-            moved.append(name)
+        for entry in sorted(rendered.iterdir()):
+            entry.rename(target / entry.name)
+            moved.append(entry.name)
     except OSError:
         for name in moved:
             (target / name).rename(rendered / name)

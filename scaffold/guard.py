@@ -78,13 +78,13 @@ def _size(entry: os.DirEntry[str], path: PurePosixPath, root: Path, limits: Limi
 
 
 def _check_link(link: Path, path: PurePosixPath, root: Path) -> None:
-    target = os.readlink(link)
+    target = link.readlink().as_posix()
     # Looked at as text, before what it resolves to: a link to a link may change its meaning when the project moves.
-    landing = os.path.normpath(os.path.join(path.parent, target.replace("\\", "/")))
-    inside = not os.path.isabs(target) and landing.split("/")[0] != ".."
+    landing = PurePosixPath(os.path.normpath(path.parent / target.replace("\\", "/"))).parts
+    inside = not PurePosixPath(target).is_absolute() and landing[:1] != ("..",)
     if not inside or not _resolved(link).is_relative_to(root.resolve()):
         raise _refused(path, f"it links to {target}, outside the project")
-    if any(_is_git(name) for name in landing.split("/")):
+    if any(_is_git(name) for name in landing):
         raise _refused(path, f"it links to {target}, and only git may write there")
 
 
@@ -97,7 +97,9 @@ def _resolved(link: Path) -> Path:
 
 def _folded(name: str) -> str:
     """The name as the most forgiving file system sees it."""
-    visible = (c for c in unicodedata.normalize("NFKC", name) if unicodedata.category(c) != "Cf" and c not in _INVISIBLE)
+    visible = (
+        c for c in unicodedata.normalize("NFKC", name) if unicodedata.category(c) != "Cf" and c not in _INVISIBLE
+    )
     return "".join(visible).casefold().rstrip(". ")
 
 

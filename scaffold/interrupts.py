@@ -17,7 +17,7 @@ _STOPS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP")
 def unwinding() -> Iterator[None]:
     """SIGTERM and SIGHUP raise SystemExit in the block, so that ``finally`` runs as it does for Ctrl-C."""
 
-    def stop(number: int, frame: FrameType | None) -> None:
+    def stop(number: int, _frame: FrameType | None) -> None:
         sys.exit(128 + number)
 
     if threading.current_thread() is not threading.main_thread():
@@ -40,7 +40,7 @@ def undisturbed() -> Iterator[None]:
         return
     arrived: list[int] = []
 
-    def note(number: int, frame: FrameType | None) -> None:
+    def note(number: int, _frame: FrameType | None) -> None:
         arrived.append(number)
 
     before = {number: signal.signal(number, note) for number in _STOPS}

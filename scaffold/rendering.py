@@ -18,7 +18,7 @@ from plumbum import ProcessExecutionError, local
 
 from scaffold import guard, settings
 from scaffold.catalog import Source
-from scaffold.errors import AnswerError, ScaffoldError, SourceError, UnsafeTemplate, UpdateError, as_flag, nearest
+from scaffold.errors import AnswerError, ScaffoldError, SourceError, UnsafeTemplate, UpdateError, nearest
 
 _ANSI = re.compile(r"\x1b\[[0-9;]*m")
 
@@ -102,16 +102,21 @@ def check_names(rendering: Rendering, answers: Mapping[str, Any]) -> None:
             )
 
 
-def update(project: Path, source: Source, reference: str | None) -> None:
+def update(project: Path, source: Source, *, answers: Mapping[str, Any]) -> None:
     """Run Copier's own update on ``project``, a clean git work tree. Conflicts are left in its files.
+
+    Args:
+        source: The one the project records; only its version may be another.
+        answers: Replace recorded ones.
 
     Raises:
         ScaffoldError: Copier refused or failed; files may have been changed already.
     """
-    with _copier_for(source, {}):
+    with _copier_for(source, answers):
         copier.run_update(
             project,
-            vcs_ref=reference,
+            dict(answers),
+            vcs_ref=source.reference,
             settings=copier.Settings(),
             exclude=[".git"],
             defaults=True,
@@ -196,7 +201,7 @@ def _ours(error: Exception, source: Source, answers: Mapping[str, Any]) -> Scaff
         return AnswerError(
             f"The template's question {match[1]!r} has no answer.",
             why="it has no default either.",
-            fix=as_flag(match[1], "..."),
+            fix=f"--set {match[1]}=...",
         )
     if "Downgrades are not supported" in said:
         return UpdateError(
@@ -226,7 +231,7 @@ def _bad_answer(name: str, reason: str, answers: Mapping[str, Any]) -> AnswerErr
     return AnswerError(
         f"{name} cannot be {answers[name]!r}." if name in answers else f"{name} has no usable answer.",
         why=f"{'choose one of: ' + ', '.join(allowed) if allowed else reason}.",
-        fix=as_flag(name, guess),
+        fix=f"--set {name}={guess}",
     )
 
 

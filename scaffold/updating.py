@@ -7,7 +7,6 @@ rendered elsewhere and guarded first. When Copier fails all the same, the projec
 from __future__ import annotations
 
 import contextlib
-import os
 import tempfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
@@ -20,7 +19,7 @@ from scaffold import bundle, catalog, git, settings
 from scaffold.catalog import Source
 from scaffold.errors import SourceError, UpdateError, nearest
 from scaffold.interrupts import undisturbed
-from scaffold.rendering import render
+from scaffold.rendering import check_names, render
 from scaffold.rendering import update as copier_update
 
 _MARKERS = (b"<<<<<<< before updating", b">>>>>>> after updating")
@@ -51,28 +50,31 @@ class Updated:
         return lines
 
 
-def update(path: Path, to: str | None = None) -> Updated:
+def update(path: Path, *, to: str | None, answers: Mapping[str, Any]) -> Updated:
     """Bring the project at ``path`` to version ``to``, or the newest one.
+
+    Args:
+        answers: To new questions, or instead of recorded answers. What is open beyond them gets its default.
 
     Raises:
         ScaffoldError: It cannot be; the project is as it was.
     """
     git.require_git()
-    project = Path(os.path.abspath(path.expanduser()))
-    answers = _answers(project)
-    before = str(answers["_commit"])
+    project = path.expanduser().resolve()
+    last = _last_answers(project)
+    before = str(last["_commit"])
     _require_clean(project)
-    source = _source(answers, before, to)
-    after = _probe(source, project.name, answers)
-    if after != before:
+    source = _source(last, before, to)
+    after = _probe(source, project.name, last, answers)
+    if after != before or answers:
         with _restoring(project):
-            copier_update(project, source, source.reference)
+            copier_update(project, source, answers=answers)
     changed = tuple(_changed(project))
     conflicts = tuple(file for file in changed if _is_conflict(project, file))
     return Updated(path=project, before=before, after=after, changed=changed, conflicts=conflicts)
 
 
-def _answers(project: Path) -> Mapping[str, Any]:
+def _last_answers(project: Path) -> Mapping[str, Any]:
     file = project / settings.ANSWERS_FILE
     if not file.is_file():
         parent = next((folder for folder in project.parents if (folder / settings.ANSWERS_FILE).is_file()), None)
@@ -123,14 +125,14 @@ def _require_clean(project: Path) -> None:
         )
 
 
-def _source(answers: Mapping[str, Any], before: str, to: str | None) -> Source:
+def _source(last: Mapping[str, Any], before: str, to: str | None) -> Source:
     """The recorded source at the wanted version.
 
     Raises:
         SourceError: It is gone, or has not got one of the two versions.
         UpdateError: The wanted version is older.
     """
-    source = catalog.recorded(answers["_src_path"])
+    source = catalog.recorded(last["_src_path"])
     # A number of ours is written with or without its v.
     wanted = f"v{to}" if to and bundle.version_of(f"v{to}") and source.trusted else to
     source = replace(source, reference=wanted or source.reference)
@@ -154,11 +156,12 @@ def _source(answers: Mapping[str, Any], before: str, to: str | None) -> Source:
     return replace(source, reference=newest)
 
 
-def _probe(source: Source, name: str, answers: Mapping[str, Any]) -> str:
+def _probe(source: Source, name: str, last: Mapping[str, Any], answers: Mapping[str, Any]) -> str:
     """Render the new version elsewhere, for the guard to see; returns the version Copier will record."""
-    known = {key: value for key, value in answers.items() if not key.startswith("_")}
+    known = {key: value for key, value in last.items() if not key.startswith("_")}
     with tempfile.TemporaryDirectory(prefix="scaffold-update-") as folder:
-        probe = render(source, Path(folder) / name, answers={}, defaults=known, ask=False)
+        probe = render(source, Path(folder) / name, answers=answers, defaults=known, ask=False)
+    check_names(probe, answers)
     return probe.version or ""
 
 
