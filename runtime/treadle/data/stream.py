@@ -56,14 +56,18 @@ class Stream:
         self._size: int | None = None
 
     def __iter__(self) -> Iterator[Any]:
-        """The batches of one epoch, or those that are left of the one it was loaded into."""
+        """The batches of one epoch, or those that are left of the one it was loaded into.
+
+        The order is settled when this returns; no batch has been read then.
+        """
         saved, self._saved = self._saved, None
         if saved is not None and saved["consumed"]:
-            iterator = self._continue(saved)
-        else:
-            self.consumed = 0
-            self._start, self._owned_start = capture_rng(), self._owned()
-            iterator = iter(self._reader)
+            return self._batches(self._continue(saved))
+        self.consumed = 0
+        self._start, self._owned_start = capture_rng(), self._owned()
+        return self._batches(iter(self._reader))
+
+    def _batches(self, iterator: Iterator[Any]) -> Iterator[Any]:
         sizes = self._sampler.sizes if self._sampler else None
         for batch in islice(iterator, None if self._limit is None else max(0, self._limit - self.consumed)):
             self.consumed += 1

@@ -1,0 +1,129 @@
+"""Rows of metrics in ``metrics.csv``, hyperparameters in ``hparams.json``."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import os
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal, TextIO, final
+
+from treadle.errors import CheckpointError
+
+
+@final
+class CSVLogger:
+    """One run is one folder: ``save_dir/name/version_N``, made with its first row.
+
+    Rows are appended; the file is written anew only when a column is added. A resumed run drops the rows that were
+    written after its checkpoint, so the file ends up as that of a run that never stopped.
+
+    Args:
+        save_dir: Where runs of all names lie.
+        name: A folder in it.
+        version: The run's own folder: a number N for ``version_N``, or a name. Default: the first free number.
+    """
+
+    def __init__(self, save_dir: str | os.PathLike[str] = ".", name: str = "runs", version: int | str | None = None) -> None:
+        self.save_dir, self.name = Path(save_dir), name
+        self._version = version
+        self._folder: Path | None = None
+        self._columns: list[str] = []
+        self._rows = 0
+        self._file: TextIO | None = None
+
+    @property
+    def log_dir(self) -> Path:
+        if self._folder is None:
+            version = _next_version(self.save_dir / self.name) if self._version is None else self._version
+            self._folder = self.save_dir / self.name / (f"version_{version}" if isinstance(version, int) else version)
+        return self._folder
+
+    @property
+    def path(self) -> Path:
+        return self.log_dir / "metrics.csv"
+
+    def resume_in(self, folder: Path) -> None:
+        self._folder = folder
+
+    def log_metrics(self, metrics: Mapping[str, float], step: int) -> None:
+        row = {"step": step, **metrics}
+        if new := [name for name in row if name not in self._columns]:
+            self._write_anew([*self._columns, *new])
+        csv.writer(self._opened(), lineterminator="\n").writerow([row.get(name, "") for name in self._columns])
+        self._rows += 1
+
+    def log_hyperparams(self, params: Mapping[str, Any]) -> None:
+        self.log_dir.mkdir(parents=True, exist_ok=True)
+        (self.log_dir / "hparams.json").write_text(json.dumps(dict(params), indent=2, default=repr) + "\n")
+
+    def save(self) -> None:
+        if self._file is not None:
+            self._file.flush()
+            os.fsync(self._file.fileno())
+
+    def finalize(self, status: Literal["success", "failed"]) -> None:
+        if self._file is not None:
+            self._file.close()
+            self._file = None
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"version": self.log_dir.name, "rows": self._rows, "columns": list(self._columns)}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue ``metrics.csv`` after the rows it had when ``state`` was saved; drop those that came later.
+
+        Without ``resume_in``, the folder is the one of that name among the runs here.
+
+        Raises:
+            CheckpointError: The file has fewer rows than that: it is not the one that belongs to the checkpoint.
+        """
+        if self._folder is None and self._version is None and Path(state["version"]).name == state["version"]:
+            self._folder = self.save_dir / self.name / state["version"]
+        rows = self._read()[: state["rows"]]
+        if len(rows) < state["rows"]:
+            raise CheckpointError(
+                f"{self.path} has {len(rows)} rows where the checkpoint knows {state['rows']}.",
+                why="resuming continues the run's own files, and rows are missing from this one.",
+                fix="restore the file, or resume from a copy of the checkpoint in another folder to start a new run.",
+            )
+        self._rows = len(rows)
+        self._columns = state["columns"]
+        if self._columns:
+            self._write_anew(self._columns, rows)
+
+    def _opened(self) -> TextIO:
+        if self._file is None:
+            self._file = self.path.open("a", newline="", encoding="utf-8")
+        return self._file
+
+    def _read(self) -> list[dict[str, str]]:
+        if self._file is not None:
+            self._file.flush()
+        if not self.path.exists():
+            return []
+        # A killed process may leave half a row; it came after the last checkpoint, or it would have been flushed.
+        text = self.path.read_text(encoding="utf-8")
+        return list(csv.DictReader(io.StringIO(text[: text.rfind("\n") + 1], newline="")))
+
+    def _write_anew(self, columns: list[str], rows: list[dict[str, str]] | None = None) -> None:
+        rows = self._read() if rows is None else rows
+        self.finalize("success")
+        self.log_dir.mkdir(parents=True, exist_ok=True)
+        partial = self.path.with_name(f".metrics.csv.{os.getpid()}.partial")
+        with partial.open("w", newline="", encoding="utf-8") as file:
+            writer = csv.writer(file, lineterminator="\n")
+            writer.writerow(columns)
+            writer.writerows([row.get(name) or "" for name in columns] for row in rows)
+            file.flush()
+            os.fsync(file.fileno())
+        partial.replace(self.path)
+        self._columns = columns
+
+
+def _next_version(folder: Path) -> int:
+    taken = [int(match[1]) for path in folder.glob("version_*") if (match := re.fullmatch(r"version_(\d+)", path.name))]
+    return max(taken, default=-1) + 1

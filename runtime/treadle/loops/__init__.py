@@ -1,0 +1,1 @@
+"""Loops: fit, evaluate, predict."""

@@ -1,0 +1,152 @@
+"""From a run to a checkpoint and back."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from torch.optim import Optimizer
+
+from treadle.callbacks.base import Callback
+from treadle.checkpoint import FORMAT, Checkpoint
+from treadle.data import DataModule
+from treadle.errors import CheckpointError
+from treadle.hyperparameters import plain_hyperparameters
+from treadle.loops.fit import FitLoop
+from treadle.loops.run import Run
+from treadle.module import Module
+from treadle.optim import Optimizers
+from treadle.seeding import capture_rng
+from treadle.version import __version__
+
+
+@dataclass
+class Parts:
+    """Whatever of a run has state."""
+
+    run: Run
+    datamodule: DataModule | None
+    callbacks: Sequence[Callback]
+    optimizers: Optimizers
+    loop: FitLoop | None = None
+    """While fitting."""
+
+
+def checkpoint_of(parts: Parts, *, weights_only: bool) -> Checkpoint:
+    """The state of the run now. Tensors are the live ones: write it before training goes on."""
+    run, module = parts.run, parts.run.module
+    progress = run.progress
+    checkpoint = Checkpoint(
+        format=FORMAT,
+        treadle_version=__version__,
+        epoch=last_epoch(run),
+        global_step=progress.global_step,
+        progress=progress.state_dict(),
+        state_dict=module.state_dict(),
+        hparams_name=type(module).__name__,
+        hyper_parameters=plain_hyperparameters(module),
+    )
+    if parts.datamodule is not None:
+        checkpoint["datamodule_hyper_parameters"] = plain_hyperparameters(parts.datamodule)
+        checkpoint["datamodule"] = parts.datamodule.state_dict()
+    if not weights_only:
+        checkpoint["optimizer_states"] = [o.state_dict() for o in parts.optimizers.optimizers]
+        checkpoint["lr_schedulers"] = [s.scheduler.state_dict() for s in parts.optimizers.schedules]
+        checkpoint["gradients"] = _gradients(module) if progress.window else {}
+        checkpoint["precision"] = run.fabric.precision.state_dict()
+        checkpoint["callbacks"] = {callback.state_key: callback.state_dict() for callback in parts.callbacks}
+        checkpoint["loggers"] = [logger.state_dict() for logger in run.loggers]
+        checkpoint["rng"] = capture_rng(run.fabric.device)
+        if parts.loop is not None:
+            checkpoint["metrics"] = list(parts.loop.book.state_dict())
+            checkpoint["stream"] = dict(parts.loop.stream.state_dict())
+    run.hooks.call(None, "on_save_checkpoint", checkpoint)
+    return checkpoint
+
+
+def last_epoch(run: Run) -> int:
+    """The epoch of the batch trained on last."""
+    return run.progress.epoch - (run.progress.batch == 0 and run.progress.epoch > 0)
+
+
+def restore_model(parts: Parts, checkpoint: Checkpoint) -> None:
+    """What is needed to evaluate: weights, the data's state and the counters."""
+    run, content = parts.run, dict(checkpoint)
+    run.module.on_load_checkpoint(content)
+    _load_weights(run.module, checkpoint)
+    if parts.datamodule is not None and "datamodule" in checkpoint:
+        parts.datamodule.load_state_dict(checkpoint["datamodule"])
+    run.progress.load_state_dict(checkpoint["progress"])
+    for callback in parts.callbacks:
+        callback.on_load_checkpoint(run.module.trainer, run.module, content)
+        if (saved := checkpoint.get("callbacks", {}).get(callback.state_key)) is not None:
+            callback.load_state_dict(saved)
+
+
+def restore_training(parts: Parts, checkpoint: Checkpoint) -> None:
+    """What continuing needs besides: optimizers, schedulers, open gradients, accumulators, the position in the data.
+
+    Raises:
+        CheckpointError: It was saved without these, or from a run with other optimizers.
+    """
+    run, loop, optimizers = parts.run, parts.loop, parts.optimizers
+    assert loop is not None
+    _require_training_state(checkpoint, optimizers)
+    for optimizer, saved in zip(optimizers.optimizers, checkpoint["optimizer_states"]):
+        _load_optimizer(optimizer, saved)
+    for schedule, saved in zip(optimizers.schedules, checkpoint["lr_schedulers"]):
+        schedule.scheduler.load_state_dict(saved)
+    for name, parameter in run.module.named_parameters():
+        if name in checkpoint["gradients"]:
+            parameter.grad = checkpoint["gradients"][name].to(parameter.device)
+    run.fabric.precision.load_state_dict(checkpoint["precision"])
+    loop.book.load_state_dict(checkpoint["metrics"], run.fabric.device)
+    loop.stream.load_state_dict(checkpoint["stream"])  # type: ignore[arg-type]
+    loop.rng = checkpoint["rng"]
+
+
+def _gradients(module: Module) -> dict[str, Any]:
+    return {name: p.grad for name, p in module.named_parameters() if p.grad is not None}
+
+
+def _load_weights(module: Module, checkpoint: Checkpoint) -> None:
+    try:
+        module.load_state_dict(checkpoint["state_dict"])
+    except RuntimeError as error:
+        raise CheckpointError(
+            f"the checkpoint's weights don't fit {type(module).__name__}.",
+            why=" ".join(str(error).split()),
+            fix=f"make the module as it was saved: {checkpoint['hparams_name']} with "
+            f"{checkpoint['hyper_parameters'] or 'its defaults'}.",
+        ) from None
+
+
+def _require_training_state(checkpoint: Checkpoint, optimizers: Optimizers) -> None:
+    if "stream" not in checkpoint or "rng" not in checkpoint:
+        raise CheckpointError(
+            "the checkpoint holds weights only.",
+            why="continuing a run needs its optimizer, its generators and its position in the data.",
+            fix="resume from last.ckpt, or load the weights: MyModule.load_from_checkpoint(path).",
+        )
+    for what, saved, ours in (
+        ("optimizers", checkpoint["optimizer_states"], optimizers.optimizers),
+        ("schedulers", checkpoint["lr_schedulers"], optimizers.schedules),
+    ):
+        if len(saved) != len(ours):
+            raise CheckpointError(
+                f"the checkpoint has {len(saved)} {what}, configure_optimizers returned {len(ours)}.",
+                why="a run continues with what it was started with.",
+                fix="return the same as then, or start a new run from the weights: MyModule.load_from_checkpoint(path).",
+            )
+
+
+def _load_optimizer(optimizer: Optimizer, saved: dict[str, Any]) -> None:
+    try:
+        optimizer.load_state_dict(saved)
+    except ValueError as error:
+        raise CheckpointError(
+            f"the checkpoint's optimizer state doesn't fit {type(optimizer).__name__}.",
+            why=str(error),
+            fix="return the same optimizer over the same parameters as when the run was saved.",
+        ) from None

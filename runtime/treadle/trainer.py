@@ -1,0 +1,682 @@
+"""The Trainer: wires what the loops need, and holds no algorithm."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+from treadle.callbacks import Callback, EarlyStopping, ModelCheckpoint
+from treadle.callbacks.hooks import Hooks
+from treadle.checkpoint import Checkpoint, read, write
+from treadle.data import DataModule, Stream
+from treadle.errors import CheckpointError, ConfigError, ModuleError
+from treadle.fabric import Fabric
+from treadle.loggers import CSVLogger, Logger
+from treadle.loops.evaluate import TEST, VALIDATE, Stage, evaluate, predict
+from treadle.loops.finding import FOLDER, best_state, is_newest_state, newest_state
+from treadle.loops.fit import FitLoop
+from treadle.loops.optimization import AutomaticOptimization
+from treadle.loops.run import Results, Run
+from treadle.loops.settings import Duration, Limits, Rhythm, Stepping, check_limit
+from treadle.loops.state import Parts, checkpoint_of, last_epoch, restore_model, restore_training
+from treadle.metrics import Logbook, as_floats
+from treadle.module import Module, overrides
+from treadle.optim import Optimizers, read_optimizers
+from treadle.precision import Precision
+from treadle.progress import Progress
+from treadle.strategies import Strategy
+from treadle.version import __version__
+
+StageName = Literal["fit", "validate", "test", "predict"]
+LOADERS = {"train": "train_dataloader", "val": "val_dataloader", "test": "test_dataloader", "predict": "predict_dataloader"}
+
+
+class Trainer:
+    """Trains and evaluates a ``Module``.
+
+    Args:
+        accelerator: ``auto`` (an accelerator if the machine has one), ``cpu``, ``gpu``, ``cuda`` or ``mps``.
+        devices: How many; this version uses one.
+        strategy: ``auto`` or ``single``, or your own ``Strategy``.
+        precision: ``32-true``, or your own ``Precision``.
+        logger: True for CSV files in ``default_root_dir/runs``; False for none; one ``Logger`` or several.
+        callbacks: One or several. Without a ``ModelCheckpoint`` among them, a default one is added.
+        fast_dev_run: Run so many batches (True: 1) of each loader, once, and write nothing.
+        max_epochs: Default: 1000, or no bound with ``max_steps``; -1 is no bound.
+        min_epochs: Nothing stops the run before, but ``max_steps``.
+        max_steps: Optimizer steps; -1 is no bound.
+        min_steps: Nothing stops the run before, but ``max_steps``.
+        limit_train_batches: Batches an epoch: a count (int) or a fraction of the loader (float).
+        limit_val_batches: The same for validation; 0 turns it off.
+        limit_test_batches: The same for tests.
+        limit_predict_batches: The same for predictions.
+        val_check_interval: Validate every so many batches (int), or at every such fraction of an epoch (float).
+        check_val_every_n_epoch: Validate in every so many epochs.
+        num_sanity_val_steps: Batches to validate before training starts; -1 all, 0 none.
+        log_every_n_steps: Write what was logged on steps once in so many.
+        enable_checkpointing: Save. Off, no ``ModelCheckpoint`` may be given.
+        enable_progress_bar: Show one, if standard error is a terminal.
+        accumulate_grad_batches: Batches for one optimizer step; gradients are the mean over them, in an epoch's shorter
+            last window too.
+        gradient_clip_val: Bound for the gradients; None for no clipping.
+        gradient_clip_algorithm: Whether it bounds their joint L2 norm (``norm``) or each element (``value``).
+        detect_anomaly: Stop at the first loss or gradient that is not a number. Slow: syncs each step.
+        default_root_dir: Where ``runs`` lies; default: the working directory.
+
+    Raises:
+        ConfigError: A value out of its range, or two that contradict each other.
+    """
+
+    def __init__(
+        self,
+        *,
+        accelerator: str = "auto",
+        devices: int | str = 1,
+        strategy: str | Strategy = "auto",
+        precision: str | int | Precision = "32-true",
+        logger: bool | Logger | Sequence[Logger] = True,
+        callbacks: Callback | Sequence[Callback] | None = None,
+        fast_dev_run: bool | int = False,
+        max_epochs: int | None = None,
+        min_epochs: int = 0,
+        max_steps: int = -1,
+        min_steps: int = 0,
+        limit_train_batches: int | float = 1.0,
+        limit_val_batches: int | float = 1.0,
+        limit_test_batches: int | float = 1.0,
+        limit_predict_batches: int | float = 1.0,
+        val_check_interval: int | float = 1.0,
+        check_val_every_n_epoch: int = 1,
+        num_sanity_val_steps: int = 2,
+        log_every_n_steps: int = 50,
+        enable_checkpointing: bool = True,
+        enable_progress_bar: bool = True,
+        accumulate_grad_batches: int = 1,
+        gradient_clip_val: float | None = None,
+        gradient_clip_algorithm: Literal["norm", "value"] = "norm",
+        detect_anomaly: bool = False,
+        default_root_dir: str | os.PathLike[str] | None = None,
+    ) -> None:
+        check_limit("fast_dev_run", int(fast_dev_run))
+        self.fast_dev_run = int(fast_dev_run)
+        if self.fast_dev_run:
+            max_epochs, max_steps, num_sanity_val_steps, logger, val_check_interval = 1, self.fast_dev_run, 0, False, 1.0
+            check_val_every_n_epoch, enable_checkpointing = 1, False
+            callbacks = [c for c in _listed(callbacks) if not isinstance(c, ModelCheckpoint)]
+            limit_train_batches = limit_val_batches = limit_test_batches = limit_predict_batches = self.fast_dev_run
+        self.fabric = Fabric(accelerator=accelerator, devices=devices, strategy=strategy, precision=precision)
+        self.duration = Duration(max_epochs=max_epochs, min_epochs=min_epochs, max_steps=max_steps, min_steps=min_steps)
+        self.limits = Limits(
+            train=limit_train_batches, val=limit_val_batches, test=limit_test_batches, predict=limit_predict_batches
+        )
+        self.rhythm = Rhythm(
+            val_check_interval=val_check_interval,
+            check_val_every_n_epoch=check_val_every_n_epoch,
+            num_sanity_val_steps=num_sanity_val_steps,
+            log_every_n_steps=log_every_n_steps,
+        )
+        self.stepping = Stepping(
+            accumulate_grad_batches=accumulate_grad_batches,
+            gradient_clip_val=gradient_clip_val,
+            gradient_clip_algorithm=gradient_clip_algorithm,
+            detect_anomaly=detect_anomaly,
+        )
+        self.default_root_dir = Path(default_root_dir or Path.cwd())
+        self.loggers: list[Logger] = _loggers(logger, self.default_root_dir)
+        self.callbacks = _callbacks(callbacks, enable_checkpointing, enable_progress_bar)
+        self.progress = Progress()
+        self.datamodule: DataModule | None = None
+        self._results = Results()
+        self._run: Run | None = None
+        self._parts: Parts | None = None
+        self._streams: dict[str, Stream] = {}
+        self._continued: Path | None = None
+
+    # --- the four things it does ---
+
+    def fit(
+        self,
+        model: Module,
+        train_dataloaders: Any = None,
+        val_dataloaders: Any = None,
+        datamodule: DataModule | None = None,
+        ckpt_path: str | os.PathLike[str] | None = None,
+    ) -> None:
+        """Train ``model``.
+
+        Args:
+            model: What to train.
+            train_dataloaders: A ``DataLoader`` or any iterable of batches, or a ``DataModule``. Default: the model's own.
+            val_dataloaders: The same for validation; none is fine.
+            datamodule: Brings its loaders, in place of the two.
+            ckpt_path: Continue from a checkpoint: a path, ``"last"`` (the newest state of the newest run), ``"best"``, or
+                ``"auto"`` (``"last"`` if there is one, else a new run). The newest state of a run continues that run, in
+                its folder and bit for bit; an older one branches off into a new folder.
+
+        Raises:
+            TreadleError: See ``treadle.errors``.
+        """
+        if isinstance(train_dataloaders, DataModule):
+            train_dataloaders, datamodule = None, train_dataloaders
+        self.progress, self._results = Progress(), Results()
+        with self._stage("fit", model, datamodule) as parts:
+            _require(model, "training_step")
+            _require(model, "configure_optimizers")
+            train = self._stream("train", train_dataloaders)
+            val = self._val_stream(val_dataloaders)
+            checkpoint = self._load(parts, ckpt_path, resume=True)
+            model_on_device = self.fabric.setup(model)
+            assert model_on_device is not None
+            parts.optimizers = read_optimizers(model.configure_optimizers())
+            run = parts.run
+            book = Logbook(train.batch_size, self.fabric.all_reduce)
+            parts.loop = FitLoop(
+                run,
+                book,
+                train,
+                val,
+                AutomaticOptimization(run, book, parts.optimizers, self.stepping),
+                self.duration,
+                self.rhythm,
+                self.stepping.accumulate_grad_batches,
+            )
+            self._announce(model, checkpoint)
+            run.hooks.call(None, "on_fit_start")
+            self._log_hyperparameters(parts)
+            if checkpoint is not None:
+                restore_training(parts, checkpoint)
+            with torch.autograd.set_detect_anomaly(True) if self.stepping.detect_anomaly else nullcontext():
+                parts.loop()
+            run.hooks.call(None, "on_fit_end")
+
+    def validate(
+        self,
+        model: Module | None = None,
+        dataloaders: Any = None,
+        ckpt_path: str | os.PathLike[str] | None = None,
+        datamodule: DataModule | None = None,
+        verbose: bool = True,
+    ) -> list[dict[str, float]]:
+        """Evaluate on the validation data.
+
+        Args:
+            model: Default: the one that was fitted, with its weights as they are.
+            dataloaders: A ``DataLoader``, any iterable of batches, or a ``DataModule``. Default: the model's own.
+            ckpt_path: Load weights and counters first: a path, ``"last"`` or ``"best"``.
+            datamodule: Brings its loader.
+            verbose: Print a table.
+
+        Returns:
+            One dict of metrics, by the names they were logged under.
+        """
+        return self._evaluate(VALIDATE, "val", model, dataloaders, ckpt_path, datamodule, verbose)
+
+    def test(
+        self,
+        model: Module | None = None,
+        dataloaders: Any = None,
+        ckpt_path: str | os.PathLike[str] | None = None,
+        datamodule: DataModule | None = None,
+        verbose: bool = True,
+    ) -> list[dict[str, float]]:
+        """As :meth:`validate`, on the test data."""
+        return self._evaluate(TEST, "test", model, dataloaders, ckpt_path, datamodule, verbose)
+
+    def predict(
+        self,
+        model: Module | None = None,
+        dataloaders: Any = None,
+        datamodule: DataModule | None = None,
+        return_predictions: bool = True,
+        ckpt_path: str | os.PathLike[str] | None = None,
+    ) -> list[Any] | None:
+        """Apply ``predict_step`` to each batch.
+
+        Returns:
+            Its results in order, on the CPU; None if not asked for, and then memory stays flat.
+        """
+        with self._stage("predict", self._model(model), _datamodule(dataloaders, datamodule)) as parts:
+            stream = self._stream("predict", None if isinstance(dataloaders, DataModule) else dataloaders)
+            self._load(parts, ckpt_path, resume=False)
+            self.fabric.setup(parts.run.module)
+            return predict(parts.run, stream, return_predictions=return_predictions)
+
+    def _evaluate(
+        self,
+        stage: Stage,
+        loader: str,
+        model: Module | None,
+        dataloaders: Any,
+        ckpt_path: str | os.PathLike[str] | None,
+        datamodule: DataModule | None,
+        verbose: bool,
+    ) -> list[dict[str, float]]:
+        with self._stage(stage.name, self._model(model), _datamodule(dataloaders, datamodule)) as parts:
+            _require(parts.run.module, stage.step)
+            stream = self._stream(loader, None if isinstance(dataloaders, DataModule) else dataloaders)
+            self._load(parts, ckpt_path, resume=False)
+            self.fabric.setup(parts.run.module)
+            metrics = evaluate(parts.run, stage, stream)
+            if verbose and self.is_global_zero:
+                print(_table(stage.name, metrics))
+            return [metrics]
+
+    # --- saving ---
+
+    def save_checkpoint(self, path: str | os.PathLike[str], weights_only: bool = False) -> None:
+        """Save the run as it stands. Rows logged so far are on disk before the checkpoint is.
+
+        Inside a fit, a hook other than ``on_savepoint`` is in the middle of a batch's work: see there.
+
+        Raises:
+            ModuleError: Nothing has run yet.
+            CheckpointError: The disk is full or can't be written, or a hook added something that a file can't hold.
+        """
+        if self._parts is None:
+            raise ModuleError(
+                "there is nothing to save.", why="no model was given to this trainer yet.", fix="trainer.fit(model) first."
+            )
+        checkpoint = checkpoint_of(self._parts, weights_only=weights_only)
+        if not self.is_global_zero:
+            return
+        for logger in self.loggers:
+            logger.save()
+        try:
+            write(Path(path), checkpoint)
+        except OSError as error:
+            raise CheckpointError(
+                f"{path} could not be written: {error.strerror or error}.",
+                why="checkpoints are written whole or not at all; the one before is intact.",
+                fix="make room or choose another dirpath, then resume from last.ckpt.",
+            ) from error
+
+    # --- what users read ---
+
+    @property
+    def module(self) -> Module | None:
+        """The module of the last call."""
+        return self._parts.run.module if self._parts else None
+
+    @property
+    def current_epoch(self) -> int:
+        """The running epoch, from 0; after a fit, how many there were."""
+        return self.progress.epoch
+
+    @property
+    def last_epoch(self) -> int:
+        """The epoch of the batch trained on last."""
+        return last_epoch(self._run) if self._run else 0
+
+    @property
+    def global_step(self) -> int:
+        """Optimizer steps taken."""
+        return self.progress.global_step
+
+    @property
+    def should_stop(self) -> bool:
+        """Set it to end the fit after the batch at hand."""
+        return self._run is not None and self._run.should_stop
+
+    @should_stop.setter
+    def should_stop(self, value: bool) -> None:
+        if self._run is not None:
+            self._run.should_stop = value
+
+    @property
+    def callback_metrics(self) -> dict[str, Tensor]:
+        """The newest value of everything logged."""
+        metrics = self._results.tensors()
+        if self._run is not None and self._run.book is not None:
+            metrics.update({name: torch.as_tensor(value) for name, value in self._run.book.step_values().items()})
+        return metrics
+
+    @property
+    def logged_metrics(self) -> dict[str, float]:
+        """The newest value of everything written to loggers."""
+        return dict(self._run.logged) if self._run else {}
+
+    @property
+    def progress_bar_metrics(self) -> dict[str, float]:
+        """What was logged with ``prog_bar=True``. Syncs."""
+        if self._run is None or self._run.book is None:
+            return {}
+        return as_floats({**self._run.book.epoch_values(of="prog_bar"), **self._run.book.step_values(of="prog_bar")})
+
+    def is_fresh(self, metric: str) -> bool:
+        """Whether ``metric`` was found after the batch trained on last."""
+        return self._results.is_fresh(metric, self.progress.batches)
+
+    @property
+    def logger(self) -> Logger | None:
+        return self.loggers[0] if self.loggers else None
+
+    @property
+    def log_dir(self) -> Path | None:
+        """The folder of the first logger that has one."""
+        return next((logger.log_dir for logger in self.loggers if logger.log_dir is not None), None)
+
+    @property
+    def run_folder(self) -> Path:
+        """Where the run's files lie: the loggers' folder, or ``default_root_dir`` without one."""
+        return self.log_dir or self.default_root_dir
+
+    @property
+    def checkpoint_callbacks(self) -> list[ModelCheckpoint]:
+        return [callback for callback in self.callbacks if isinstance(callback, ModelCheckpoint)]
+
+    @property
+    def checkpoint_callback(self) -> ModelCheckpoint | None:
+        return next(iter(self.checkpoint_callbacks), None)
+
+    @property
+    def early_stopping_callbacks(self) -> list[EarlyStopping]:
+        return [callback for callback in self.callbacks if isinstance(callback, EarlyStopping)]
+
+    @property
+    def early_stopping_callback(self) -> EarlyStopping | None:
+        return next(iter(self.early_stopping_callbacks), None)
+
+    @property
+    def optimizers(self) -> list[Optimizer]:
+        return list(self._parts.optimizers.optimizers) if self._parts else []
+
+    @property
+    def train_dataloader(self) -> Any:
+        return self._loader("train")
+
+    @property
+    def val_dataloaders(self) -> Any:
+        return self._loader("val")
+
+    @property
+    def num_training_batches(self) -> int | float:
+        """Batches an epoch; infinity if the loader can't tell, 0 without one."""
+        return self._length("train")
+
+    @property
+    def num_val_batches(self) -> int | float:
+        return self._length("val")
+
+    @property
+    def num_test_batches(self) -> int | float:
+        return self._length("test")
+
+    @property
+    def num_predict_batches(self) -> int | float:
+        return self._length("predict")
+
+    @property
+    def estimated_stepping_batches(self) -> int | float:
+        """Optimizer steps of the whole fit, for schedules that need to know; infinity if nothing bounds it."""
+        windows = -(-self.num_training_batches // self.stepping.accumulate_grad_batches)
+        epochs = self.duration.epochs
+        steps = min(windows * epochs if windows else 0, self.duration.steps)
+        return steps if steps == float("inf") else int(steps)
+
+    @property
+    def sanity_checking(self) -> bool:
+        return self._run is not None and self._run.stage == "sanity_check"
+
+    @property
+    def training(self) -> bool:
+        return self._run is not None and self._run.stage == "train"
+
+    @property
+    def validating(self) -> bool:
+        return self._run is not None and self._run.stage == "validate"
+
+    @property
+    def testing(self) -> bool:
+        return self._run is not None and self._run.stage == "test"
+
+    @property
+    def predicting(self) -> bool:
+        return self._run is not None and self._run.stage == "predict"
+
+    @property
+    def is_global_zero(self) -> bool:
+        return self.fabric.is_global_zero
+
+    @property
+    def global_rank(self) -> int:
+        return self.fabric.global_rank
+
+    @property
+    def world_size(self) -> int:
+        return self.fabric.world_size
+
+    def print(self, *values: object) -> None:
+        """Print once, on rank 0."""
+        self.fabric.print(*values)
+
+    # --- wiring ---
+
+    @contextmanager
+    def _stage(self, name: StageName, module: Module, datamodule: DataModule | None) -> Iterator[Parts]:
+        """Everything around a loop: attach, prepare, set up; afterwards, or after an error, tear down."""
+        if not isinstance(module, Module):
+            raise ModuleError(
+                f"{name} was given a {type(module).__name__}.",
+                why="it runs a treadle.Module, which says what a step is.",
+                fix="derive your model from treadle.Module, or wrap it in one.",
+            )
+        _unique_keys(self.callbacks)
+        self.datamodule, self._streams, self._continued = datamodule, {}, None
+        module.__dict__["_trainer"] = self
+        if datamodule is not None:
+            datamodule.__dict__["_trainer"] = self
+        hooks = Hooks.of(self, self.callbacks, module)
+        run = Run(self.fabric, module, hooks, self.loggers, self.progress, self._results)
+        self._run, self._parts = run, Parts(run, datamodule, self.callbacks, Optimizers((), ()))
+        try:
+            if datamodule is not None:
+                datamodule.prepare_data()
+            module.prepare_data()
+            if datamodule is not None:
+                datamodule.setup(name)
+            hooks.call(None, "setup", name)
+            yield self._parts
+        except BaseException as error:
+            hooks.call(None, "on_exception", error)
+            for logger in self.loggers:
+                logger.finalize("failed")
+            raise
+        finally:
+            run.close_book()
+            if datamodule is not None:
+                datamodule.teardown(name)
+            hooks.call(None, "teardown", name)
+        for logger in self.loggers:
+            logger.finalize("success")
+
+    def _stream(self, kind: str, loader: Any) -> Stream:
+        assert self._run is not None
+        method = LOADERS[kind]
+        source = self.datamodule if self.datamodule is not None else self._run.module
+        if loader is None:
+            loader = getattr(source, method)()
+        if loader is None:
+            raise ModuleError(
+                f"{type(source).__name__}.{method} returned None.",
+                why="this run reads batches from it.",
+                fix="return a DataLoader or any iterable of batches.",
+            )
+        stream = Stream(loader, limit=getattr(self.limits, kind), name=f"the {kind} loader")
+        self._streams[kind] = stream
+        return stream
+
+    def _val_stream(self, loader: Any) -> Stream | None:
+        """Validation while fitting is left out if there is no loader or no step for it."""
+        assert self._run is not None
+        source = self.datamodule if self.datamodule is not None else self._run.module
+        base = DataModule if self.datamodule is not None else Module
+        brings_one = getattr(type(source), "val_dataloader") is not base.val_dataloader
+        if self.limits.val == 0 or (loader is None and not brings_one):
+            return None
+        _require(self._run.module, "validation_step")
+        return self._stream("val", loader)
+
+    def _load(self, parts: Parts, ckpt_path: str | os.PathLike[str] | None, *, resume: bool) -> Checkpoint | None:
+        path = self._find(ckpt_path, resume)
+        if path is None:
+            return None
+        checkpoint = read(path)
+        restore_model(parts, checkpoint)
+        if resume and "loggers" in checkpoint and is_newest_state(path):
+            self._continued = path
+            for logger, state in zip(self.loggers, checkpoint["loggers"]):
+                if path.parent.name == FOLDER:
+                    logger.resume_in(path.parent.parent)
+                logger.load_state_dict(state)
+        return checkpoint
+
+    def _find(self, ckpt_path: str | os.PathLike[str] | None, resume: bool) -> Path | None:
+        if ckpt_path not in ("last", "best", "auto"):
+            return None if ckpt_path is None else Path(ckpt_path)
+        if ckpt_path == "best" and (own := self.checkpoint_callback) and own.best_model_path:
+            return Path(own.best_model_path)
+        folders = [c.dirpath for c in self.checkpoint_callbacks if c.dirpath is not None]
+        runs = [Path(lg.save_dir) / lg.name for lg in self.loggers if isinstance(lg, CSVLogger)]
+        if not runs:
+            folders.append(self.default_root_dir / FOLDER)
+        try:
+            last = newest_state(runs[0] if runs else self.default_root_dir / "runs", folders)
+        except CheckpointError:
+            if ckpt_path == "auto":
+                return None
+            raise
+        if last is None and ckpt_path != "auto":
+            raise CheckpointError(
+                f"there is no {ckpt_path!r} checkpoint.",
+                why=f"no run below {runs[0] if runs else self.default_root_dir} has trained yet.",
+                fix="train first, or give the path of a .ckpt file."
+                if not resume
+                else 'leave ckpt_path out to start; ckpt_path="auto" resumes only if there is something.',
+            )
+        return best_state(last) if last is not None and ckpt_path == "best" else last
+
+    def _announce(self, module: Module, checkpoint: Checkpoint | None) -> None:
+        """The one line at the start."""
+        if not self.is_global_zero:
+            return
+        count = sum(p.numel() for p in module.parameters())
+        where = _short(self.run_folder) if self.loggers else "writing no logs"
+        line = f"treadle {__version__}: {type(module).__name__}, {count:,} parameters, {self.fabric.device}, "
+        line += f"{self.fabric.precision.name}; {where}"
+        if checkpoint is not None:
+            how = "continued" if self._continued else "branched off"
+            line += f"; {how} at epoch {self.progress.epoch}, step {self.progress.global_step}"
+            if self.progress.epoch >= self.duration.epochs or self.progress.global_step >= self.duration.steps:
+                line += "; nothing left to train: raise max_epochs or max_steps"
+        print(line, file=sys.stderr, flush=True)
+
+    def _log_hyperparameters(self, parts: Parts) -> None:
+        params = dict(parts.run.module.hparams)
+        if parts.datamodule is not None:
+            params = {**parts.datamodule.hparams, **params}
+        if params and self.is_global_zero and self._continued is None:
+            for logger in self.loggers:
+                logger.log_hyperparams(params)
+
+    def _model(self, model: Module | None) -> Module:
+        if model is None and self.module is None:
+            raise ModuleError(
+                "no model to evaluate.", why="this trainer has not fitted one.", fix="trainer.test(model, ...)"
+            )
+        return model if model is not None else self.module  # type: ignore[return-value]
+
+    def _loader(self, kind: str) -> Any:
+        return self._streams[kind].loader if kind in self._streams else None
+
+    def _length(self, kind: str) -> int | float:
+        if kind not in self._streams:
+            return 0
+        length = self._streams[kind].length
+        return float("inf") if length is None else length
+
+
+def _listed(callbacks: Callback | Sequence[Callback] | None) -> list[Callback]:
+    return [callbacks] if isinstance(callbacks, Callback) else list(callbacks or ())
+
+
+def _callbacks(given: Callback | Sequence[Callback] | None, checkpointing: bool, bar: bool) -> list[Callback]:
+    """The user's, then the defaults; checkpoints last, so that they save what the others did."""
+    callbacks = _listed(given)
+    for callback in callbacks:
+        if not isinstance(callback, Callback):
+            raise ConfigError(
+                f"callbacks has a {type(callback).__name__}.",
+                why="the loops call the hooks of treadle.Callback.",
+                fix="derive it from treadle.Callback, and pass an object, not a class.",
+            )
+    saving = [callback for callback in callbacks if isinstance(callback, ModelCheckpoint)]
+    if saving and not checkpointing:
+        raise ConfigError(
+            "enable_checkpointing=False with a ModelCheckpoint.",
+            why="the two contradict each other.",
+            fix="leave one of them out.",
+        )
+    if checkpointing and not saving:
+        saving = [ModelCheckpoint()]
+    others = [callback for callback in callbacks if not isinstance(callback, ModelCheckpoint)]
+    if bar:
+        from treadle.callbacks import RichProgressBar
+
+        if not any(isinstance(callback, RichProgressBar) for callback in others):
+            others.append(RichProgressBar())
+    return [*others, *saving]
+
+
+def _unique_keys(callbacks: Sequence[Callback]) -> None:
+    keys = [callback.state_key for callback in callbacks]
+    for callback in callbacks:
+        if keys.count(callback.state_key) > 1 and callback.state_dict():
+            raise ConfigError(
+                f"two callbacks have the state key {callback.state_key!r}.",
+                why="a checkpoint holds the state of each callback under its key.",
+                fix="override state_key in one of them, or give them different settings.",
+            )
+
+
+def _loggers(logger: bool | Logger | Sequence[Logger], root: Path) -> list[Logger]:
+    if logger is True:
+        return [CSVLogger(root)]
+    if logger is False or logger is None:
+        return []
+    loggers = list(logger) if isinstance(logger, (list, tuple)) else [logger]
+    for item in loggers:
+        if not isinstance(item, Logger):
+            raise ConfigError(
+                f"logger is a {type(item).__name__}.",
+                why="a logger has the methods of treadle.loggers.Logger.",
+                fix="logger=True for CSV files, or logger=CSVLogger(...).",
+            )
+    return loggers  # type: ignore[return-value]
+
+
+def _datamodule(dataloaders: Any, datamodule: DataModule | None) -> DataModule | None:
+    return dataloaders if isinstance(dataloaders, DataModule) else datamodule
+
+
+def _require(module: Module, method: str) -> None:
+    """Fail before anything runs when a method that will be called is missing, with the message that it would give."""
+    if not overrides(module, method):
+        getattr(module, method)(*([None, 0] if method.endswith("_step") else []))
+
+
+def _short(path: Path) -> str:
+    relative = os.path.relpath(path)
+    return str(path) if relative.startswith("..") else relative
+
+
+def _table(stage: str, metrics: dict[str, float]) -> str:
+    width = max(map(len, [stage, *metrics]))
+    return "\n".join([f"{stage:{width}}", *(f"{name:{width}}  {value:.6g}" for name, value in sorted(metrics.items()))])
