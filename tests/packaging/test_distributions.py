@@ -212,3 +212,19 @@ class TestAProjectMadeThere:
         answers = (project / ".copier-answers.yml").read_text()
         assert str(ROOT) not in answers
         assert str(project.parent) not in answers
+
+    def test_trains_with_the_runtime_of_the_wheel(self, environment: Environment, project: Path) -> None:
+        """Two wheels make a whole: one makes the project, the other runs it."""
+        environment.run(
+            *(
+                "python",
+                "-m",
+                "my_project",
+                "fit",
+                "--config",
+                "../configs/train.yaml",
+                "--trainer.fast_dev_run",
+                "true",
+            ),
+            cwd=project / "src",
+        )
