@@ -23,7 +23,12 @@ def write(path: Path, checkpoint: Mapping[str, Any]) -> None:
         CheckpointError: A value that is neither a tensor nor plain; nothing is written then.
         OSError: The disk is full or read-only; the temporary file is removed.
     """
-    content = plain(dict(checkpoint))
+    write_plain(path, dict(checkpoint))
+
+
+def write_plain(path: Path, value: Any) -> None:
+    """:func:`write`, for any value made of tensors and plain values."""
+    content = plain(value, path.stem)
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = _partial(path)
     try:

@@ -51,7 +51,7 @@ _LEAVES = (bool, int, float, complex, str, bytes, type(None), torch.dtype, torch
 _MAPPINGS = (dict, OrderedDict, Counter)
 
 
-def plain(value: Any, at: str = "checkpoint") -> Any:
+def plain(value: Any, at: str) -> Any:
     """``value`` with everything in it a type that ``torch.load(..., weights_only=True)`` reads.
 
     Numpy's scalars become Python's. Tensors are not copied.

@@ -1,0 +1,252 @@
+"""``python -m my_project fit --config FILE``: a project's command line, typed by the signatures of its own classes.
+
+The only importer of jsonargparse (extra ``treadle[cli]``).
+"""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import re
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+from treadle.callbacks import Callback
+from treadle.checkpoint import write_plain
+from treadle.data import DataModule
+from treadle.errors import ConfigError, TreadleError, nearest
+from treadle.module import Module
+from treadle.seeding import seed_everything
+from treadle.trainer import Trainer
+
+Verb = Literal["fit", "validate", "test", "predict"]
+VERBS: dict[str, str] = {
+    "fit": "train, and validate on the way",
+    "validate": "evaluate a checkpoint on the validation data",
+    "test": "evaluate a checkpoint on the test data",
+    "predict": "apply a checkpoint to the prediction data and save what it says",
+}
+
+
+def main(model: type[Module], data: type[DataModule], args: Sequence[str] | None = None) -> None:
+    """Run the command line of a project and exit: 0 when done, 1 after a user's mistake, 130 when interrupted.
+
+    Args:
+        model: The project's Module; its ``__init__`` says what can be set under ``model``.
+        data: The project's DataModule; the same for ``data``.
+        args: Default: those of the process.
+    """
+    try:
+        run(model, data, list(sys.argv[1:] if args is None else args))
+    except TreadleError as error:
+        print(f"error: {error}", file=sys.stderr)
+        raise SystemExit(1) from None
+    except KeyboardInterrupt:
+        print("interrupted; to continue: fit --ckpt_path last", file=sys.stderr)
+        raise SystemExit(130) from None
+
+
+def run(model: type[Module], data: type[DataModule], args: list[str]) -> Trainer | None:
+    """Parse ``args`` and do what they say. Returns the trainer; None when only help was asked for.
+
+    Raises:
+        TreadleError: A user's mistake.
+    """
+    verb, rest = args[0] if args else "--help", args[1:]
+    if verb in ("-h", "--help"):
+        print(_overview())
+        return None
+    if verb not in VERBS:
+        raise ConfigError(f"{verb!r} is not a command.", why=f"commands are {', '.join(VERBS)}.", fix=nearest(verb, VERBS))
+    parser = _parser(verb, model, data)
+    settings = _parsed(parser, rest)
+    if settings.seed_everything is not None:
+        seed_everything(settings.seed_everything)
+    made = parser.instantiate(settings)
+    if verb == "fit":
+        resolved = parser.dump(settings, skip_none=False)
+        trainer = _with(made.trainer, SaveConfig(resolved))
+        trainer.fit(made.model, datamodule=made.data, ckpt_path=settings.ckpt_path)
+        _report(trainer)
+    elif verb == "predict":
+        trainer = made.trainer
+        outputs = trainer.predict(made.model, datamodule=made.data, ckpt_path=settings.ckpt_path)
+        write_plain(Path(settings.output), outputs)
+        print(f"{len(outputs)} batches of predictions in {settings.output}")
+    else:
+        trainer = made.trainer
+        getattr(trainer, verb)(made.model, datamodule=made.data, ckpt_path=settings.ckpt_path)
+    return trainer  # type: ignore[no-any-return]
+
+
+class SaveConfig(Callback):
+    """Writes the resolved config beside the run. A resumed run keeps the first; a changed one gets its step in its name."""
+
+    def __init__(self, config: str) -> None:
+        self._config = config
+
+    def on_fit_start(self, trainer: Trainer, module: Module) -> None:
+        if not trainer.is_global_zero or not trainer.loggers:
+            return
+        trainer.run_folder.mkdir(parents=True, exist_ok=True)
+        path = trainer.run_folder / "config.yaml"
+        if path.exists() and path.read_text(encoding="utf-8") != self._config:
+            path = trainer.run_folder / f"config-step={trainer.global_step}.yaml"
+        path.write_text(self._config, encoding="utf-8")
+
+
+def _with(trainer: Trainer, callback: Callback) -> Trainer:
+    trainer.callbacks.insert(0, callback)
+    return trainer
+
+
+def _overview() -> str:
+    verbs = "\n".join(f"  {verb:10}{text}" for verb, text in VERBS.items())
+    return (
+        f"usage: COMMAND --config FILE [--config OVERLAY] [--model.NAME VALUE] [--trainer.NAME VALUE] ...\n\n{verbs}\n\n"
+        "COMMAND --help lists every setting; --print_config shows them as they would be used."
+    )
+
+
+def _parser(verb: str, model: type[Module], data: type[DataModule]) -> Any:
+    try:
+        from jsonargparse import ActionConfigFile, ArgumentParser
+    except ModuleNotFoundError:
+        raise ConfigError(
+            "the command line needs jsonargparse.",
+            why="it is an extra: treadle itself needs only torch and rich.",
+            fix='pip install "treadle[cli]"',
+        ) from None
+    parser = ArgumentParser(prog=verb, description=VERBS[verb].capitalize() + ".", exit_on_error=False)
+    parser.add_argument(
+        "--config", action=ActionConfigFile, help="A YAML file. Given again, the later one overrides what it names."
+    )
+    parser.add_argument("--seed_everything", type=int | None, default=None, help="Seeds every generator, before all else.")
+    parser.add_class_arguments(Trainer, "trainer")
+    parser.add_class_arguments(model, "model")
+    parser.add_class_arguments(data, "data")
+    if verb == "fit":
+        default, how = None, 'Continue from "last", "best", a path, or "auto": "last" if there is one.'
+    else:
+        default, how = "best", 'Which weights: "best", "last" or a path.'
+    parser.add_argument("--ckpt_path", type=str | None, default=default, help=how)
+    if verb == "predict":
+        parser.add_argument("--output", type=str, default="predictions.pt", help="Where to save the predictions.")
+    return parser
+
+
+def _parsed(parser: Any, args: list[str]) -> Any:
+    from jsonargparse import ArgumentError
+
+    try:
+        return parser.parse_args(args)
+    except ArgumentError as error:
+        raise _explained(str(error), parser) from None
+
+
+_UNKNOWN = re.compile(
+    r"(?:Group '(?P<group>[\w.]+)' does not accept option|Option|Key) ['\"](?P<key>[\w.]+)['\"]"
+    r"|unrecognized arguments: (?:--)?(?P<flag>[\w.]+)"
+)
+_CLASS = re.compile(r"Problem with given class_path '([\w.]+)':\s*(.*)")
+_VALUE = re.compile(r"Parser key \"(?P<key>[\w.]+)\":(?P<problem>.*?)(?:Given value: (?P<value>.*))?$", re.DOTALL)
+
+
+def _explained(message: str, parser: Any) -> ConfigError:
+    """The parser's message as what, why and fix; a misspelled name gets the nearest right one."""
+    at = match["key"] if (match := _VALUE.search(message)) else None
+    if match := _CLASS.search(message):
+        return _explained_class(at, match[1], match[2])
+    if match := _UNKNOWN.search(message):
+        group = f"{match['group']}." if match["group"] else ""
+        return _unknown_key(group + (match["key"] or match["flag"]), _setting_names(parser))
+    if at == "config":
+        return ConfigError(
+            f"{' '.join(message.split(':', 1)[1].split())}.",
+            why="--config names a YAML file.",
+            fix="check the path, relative to the folder you are in.",
+        )
+    if match := _VALUE.search(message):
+        return _wrong_value(match["key"], match["problem"], match["value"])
+    return ConfigError(
+        " ".join(message.split()),
+        why="the config is not YAML that can be read.",
+        fix="look at that line: brackets and quotes closed, spaces for indentation, a space after each colon.",
+    )
+
+
+def _wrong_value(key: str, problem: str, value: str | None) -> ConfigError:
+    kinds = {"NoneType": "null", "str": "text", "int": "a whole number", "float": "a number", "bool": "true or false"}
+    expected = sorted({kinds.get(kind, kind) for kind in re.findall(r"Expected an? <class '(?:[\w.]*\.)?(\w+)'>", problem)})
+    return ConfigError(
+        f"{key} = {value}." if value is not None else f"{key} has a value that can't be used.",
+        why=f"it takes {' or '.join(expected)}." if expected else " ".join(problem.split()).replace("typing.", ""),
+        fix=f"change {key} in the config or on the command line; --help says what it is.",
+    )
+
+
+def _unknown_key(key: str, known: list[str]) -> ConfigError:
+    group, _, rest = key.partition(".")
+    groups = sorted({name.split(".")[0] for name in known})
+    if group not in groups:
+        return ConfigError(
+            f"{key} is not a setting.",
+            why=f"there is no group {group!r}; groups are {', '.join(groups)}.",
+            fix=nearest(group, groups),
+        )
+    siblings = [name.partition(".")[2] for name in known if name.startswith(f"{group}.")]
+    close = nearest(rest, siblings) if siblings else f"give {group} a value of its own."
+    return ConfigError(f"{key} is not a setting.", why=f"{group} has {', '.join(siblings) or 'no parts'}.", fix=close)
+
+
+_PARSERS_OWN = ("help", "print_config", "print_shtab")
+
+
+def _setting_names(parser: Any) -> list[str]:
+    return [action.dest for action in parser._actions if action.dest not in _PARSERS_OWN]
+
+
+def _explained_class(at: str | None, class_path: str, problem: str) -> ConfigError:
+    where = f" in {at}" if at else ""
+    module, _, name = class_path.rpartition(".")
+    if match := re.search(r"Option '([\w.]+)' is not accepted|does not accept option '([\w.]+)'", problem):
+        option = match[1] or match[2]
+        found = getattr(importlib.import_module(module), name)
+        accepted = [p for p in inspect.signature(found).parameters if p != "self"]
+        return ConfigError(
+            f"{class_path}{where} has no argument {option!r}.",
+            why=f"it takes {', '.join(accepted)}.",
+            fix=nearest(option.split(".")[-1], accepted),
+        )
+    if "has no attribute" in problem:
+        offered = [n for n in getattr(importlib.import_module(module), "__all__", []) if n[0].isupper()]
+        return ConfigError(
+            f"there is no class {class_path}{where}.", why=f"{module} offers {', '.join(offered)}.", fix=nearest(name, offered)
+        )
+    return ConfigError(
+        f"{class_path}{where} can't be used.",
+        why=" ".join(problem.split()),
+        fix='write "class_path: module.ClassName", with its arguments below "init_args:".',
+    )
+
+
+def _report(trainer: Trainer) -> None:
+    """Where the results of a fit lie, in one line or two."""
+    if not trainer.is_global_zero:
+        return
+    stopping = trainer.early_stopping_callback
+    if stopping is not None and stopping.stopping_reason:
+        print(f"stopped in epoch {stopping.stopped_epoch}: {stopping.stopping_reason}")
+    saved = trainer.checkpoint_callback
+    if saved is not None and saved.best_model_path:
+        score = f"best {saved.monitor} = {saved.best_model_score:.5g}: " if saved.best_model_score is not None else ""
+        print(f"{score}{_relative(saved.best_model_path)}")
+
+
+def _relative(path: str) -> str:
+    try:
+        return str(Path(path).resolve().relative_to(Path.cwd().resolve()))
+    except ValueError:
+        return path
