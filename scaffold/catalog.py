@@ -15,7 +15,7 @@ from scaffold.errors import SourceError, cannot_write, nearest
 BUILT_IN = ("base",)
 
 _REMOTE = re.compile(r"(git\+)?(https|ssh)://|gh:|gl:|[A-Za-z0-9_.-]+@[A-Za-z0-9][A-Za-z0-9.-]*:")
-_OTHER_SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*:")
+_OTHER_SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*(://|::)")
 _ADDRESS = re.compile(r"(?P<head>[a-z+]+://[^/]*|gh:|gl:|[^/@:]+@[^/:]+:)(?P<path>.*)", re.DOTALL)
 _KNOWN_HOSTS = ("https://github.com/", "https://gitlab.com/")
 _REFERENCE = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._/+-]*")
@@ -52,20 +52,20 @@ def find(text: str) -> Source:
     Raises:
         SourceError: There is no such template, or it may not be used.
     """
-    if text in BUILT_IN:
-        return built_in(text)
+    name, _, reference = text.partition("@")
+    if name in BUILT_IN:
+        return built_in(name, reference=reference or None)
     _refuse_option(text)
     if _REMOTE.match(text):
         return _remote(text)
-    local = Path(text).expanduser()
-    if local.exists() or os.sep in text or text.startswith("."):
-        return _local(text)
     if _OTHER_SCHEME.match(text):
         raise SourceError(
             f"--template {text!r}: this kind of address is not supported.",
             why="templates are fetched by git over https or ssh, or from a folder on this machine.",
             fix="use https://HOST/OWNER/REPOSITORY, git@HOST:OWNER/REPOSITORY or a path.",
         )
+    if os.sep in text or any(Path(place).expanduser().exists() for place in (text, text.rpartition("@")[0]) if place):
+        return _local(text)
     guess = nearest(text, BUILT_IN) or BUILT_IN[0]
     raise SourceError(
         f"There is no template called {text!r}.",
@@ -74,13 +74,24 @@ def find(text: str) -> Source:
     )
 
 
-def built_in(name: str, url: str | None = None) -> Source:
+def built_in(name: str, *, reference: str | None = None, url: str | None = None) -> Source:
     """A template that came with this distribution.
 
     Args:
+        reference: One of its releases; default: the newest.
         url: What a project made from it records: the published repository, or this machine's copy of the bundle
             while there is none. git reads the bundle in either case, without a network.
+
+    Raises:
+        SourceError: There is no such release.
     """
+    tags = bundle.releases(settings.SHIPPED_BUNDLE)
+    if reference and reference not in tags:
+        raise SourceError(
+            f"The template {name} has no version {reference}.",
+            why=f"this scaffold has {', '.join(tags)}.",
+            fix=f"--template {name}@{nearest(reference, tags) or tags[-1]}",
+        )
     url = url or _published() or settings.BUNDLE_FOR_PROJECTS
     config: tuple[tuple[str, str], ...] = ()
     if url == settings.BUNDLE_FOR_PROJECTS:
@@ -90,7 +101,7 @@ def built_in(name: str, url: str | None = None) -> Source:
     return Source(
         name=name,
         url=url,
-        reference=bundle.releases(settings.SHIPPED_BUNDLE)[-1],
+        reference=reference or tags[-1],
         trusted=True,
         protocols="https:ssh:file",
         git_config=config,
@@ -104,7 +115,7 @@ def recorded(src_path: str) -> Source:
         SourceError: It is gone, or may not be used.
     """
     if src_path in (settings.BUNDLE_FOR_PROJECTS, _published()):
-        return built_in(BUILT_IN[0], src_path)
+        return built_in(BUILT_IN[0], url=src_path)
     _refuse_option(src_path)
     return _remote(src_path) if _REMOTE.match(src_path) else _local(src_path)
 

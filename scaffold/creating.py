@@ -91,7 +91,7 @@ def create(plan: Plan, confirm: Callable[[Rendering, tuple[str, ...]], bool] | N
         with _staging(target) as staging:
             if plan.use_git:
                 _initialise(staging / "repository")
-            rendering = _render(plan, staging / target.name)
+            rendering = _render(plan, staging / "project" / target.name)
             files = listing(rendering.folder)
             if confirm and not confirm(rendering, files):
                 raise Declined("Nothing was made.", why="you said no.", fix="run the same command again.")
@@ -118,7 +118,7 @@ def preview(plan: Plan, show: Callable[[Rendering, tuple[str, ...]], None]) -> N
     target = destination(plan.path)
     try:
         with _temporary(Path(tempfile.gettempdir()), "scaffold-preview-") as staging:
-            rendering = _render(plan, staging / target.name)
+            rendering = _render(plan, staging / "project" / target.name)
             show(rendering, listing(rendering.folder))
     except OSError as error:
         raise cannot_write(Path(tempfile.gettempdir()), error) from error
@@ -161,7 +161,7 @@ def listing(folder: Path) -> tuple[str, ...]:
 
 
 def _render(plan: Plan, folder: Path) -> Rendering:
-    defaults = {} if plan.answers.get("author_name") else git.author_name(folder.parent)
+    defaults = {} if plan.answers.get("author_name") else git.author_name(_nearest_existing(folder))
     if plan.ask and not plan.source.trusted and plan.answers:
         # Before a stranger's questions are asked: is everything that was --set one of them?
         dry = render(plan.source, folder, answers=plan.answers, defaults=defaults, ask=False)

@@ -6,6 +6,7 @@ import contextlib
 import io
 import os
 import re
+import tempfile
 import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -19,6 +20,7 @@ from plumbum import ProcessExecutionError, local
 from scaffold import guard, settings
 from scaffold.catalog import Source
 from scaffold.errors import AnswerError, ScaffoldError, SourceError, UnsafeTemplate, UpdateError, nearest
+from scaffold.git import attempt, git
 
 _ANSI = re.compile(r"\x1b\[[0-9;]*m")
 
@@ -60,32 +62,10 @@ def render(
         SourceError: The template cannot be fetched or is broken.
         UnsafeTemplate: It tried to do what no template may.
     """
-    with _copier_for(source, answers) as caught:
-        worker = copier.run_copy(
-            source.url,
-            folder,
-            dict(answers),
-            vcs_ref=source.reference,
-            user_defaults=dict(defaults),
-            defaults=not ask,
-            exclude=[".git"],
-            settings=copier.Settings(),  # not the user's: what they trust elsewhere must not run here
-            overwrite=True,
-            quiet=True,
-        )
-        questions = worker.template.questions_data
-        hidden = worker.answers.hidden | worker.template.secret_questions
-        given = {name: value for name, value in worker.answers.combined.items() if name in questions}
-        rendering = Rendering(
-            folder=folder,
-            answers={name: value for name, value in given.items() if name not in hidden},
-            questions=tuple(name for name, details in questions.items() if details.get("when", True) is not False),
-            asked=tuple(n for n in questions if n not in hidden and questions[n].get("ask", True) is not False),
-            version=worker.template.commit,
-            notes=tuple(dict.fromkeys(str(warning.message) for warning in caught)),
-        )
-    if not source.trusted:
-        _check_attempts(source, folder, given, rendering.version)
+    with tempfile.TemporaryDirectory(prefix="scaffold-") as scratch:
+        rendering, everything = _render(source, folder, Path(scratch), answers=answers, defaults=defaults, ask=ask)
+        if not source.trusted:
+            _check_attempts(source, Path(scratch), everything, rendering.version or "HEAD")
     guard.check_tree(folder, limits or settings.Limits())
     return rendering
 
@@ -112,7 +92,10 @@ def update(project: Path, source: Source, *, answers: Mapping[str, Any]) -> None
     Raises:
         ScaffoldError: Copier refused or failed; files may have been changed already.
     """
-    with _copier_for(source, answers):
+    with (
+        tempfile.TemporaryDirectory(prefix="scaffold-mirrors-") as mirrors,
+        _copier_for(source, answers, Path(mirrors)),
+    ):
         copier.run_update(
             project,
             dict(answers),
@@ -125,19 +108,64 @@ def update(project: Path, source: Source, *, answers: Mapping[str, Any]) -> None
         )
 
 
-def _check_attempts(source: Source, folder: Path, answers: Mapping[str, Any], version: str | None) -> None:
+def _render(
+    source: Source, folder: Path, scratch: Path, *, answers: Mapping[str, Any], defaults: Mapping[str, Any], ask: bool
+) -> tuple[Rendering, Mapping[str, Any]]:
+    """The rendering, and all answers to it, computed ones and secrets included."""
+    with _copier_for(source, answers, scratch / "mirrors") as caught:
+        worker = copier.run_copy(
+            source.url,
+            folder,
+            dict(answers),
+            vcs_ref=source.reference,
+            user_defaults=dict(defaults),
+            defaults=not ask,
+            exclude=[".git"],
+            settings=copier.Settings(),  # not the user's: what they trust elsewhere must not run here
+            overwrite=True,
+            quiet=True,
+        )
+        questions = worker.template.questions_data
+        hidden = worker.answers.hidden | worker.template.secret_questions
+        combined = worker.answers.combined
+        given = {name: combined[name] for name in questions if name in combined}
+        rendering = Rendering(
+            folder=folder,
+            answers={name: value for name, value in given.items() if name not in hidden},
+            questions=tuple(name for name, details in questions.items() if details.get("when", True) is not False),
+            asked=tuple(n for n in questions if n not in hidden and questions[n].get("ask", True) is not False),
+            version=worker.template.commit,
+            notes=tuple(dict.fromkeys(str(warning.message) for warning in caught)),
+        )
+    return rendering, given
+
+
+def _check_attempts(source: Source, scratch: Path, answers: Mapping[str, Any], version: str) -> None:
     """Raises UnsafeTemplate when the template has a file for .git, which the rendering left out without a word.
 
-    A dry run names every path without writing it.
+    A dry run names every path and writes none. It reads the template's files without their own .git folder, which
+    would be listed, too. What it cannot render it does not judge: the guard sees what was really written.
     """
+    mirrors, bare, plain = scratch / "mirrors", scratch / "template.git", scratch / "template"
+    fetched = [str(mirror) for mirror in mirrors.glob("*.git")] or [str(Path(source.url).expanduser())]
+    plain.mkdir()
+    git("clone", "-q", "--bare", "--", fetched[0], str(bare), cwd=plain)
+    tree = f"--work-tree={plain}"
+    if attempt(f"--git-dir={bare}", tree, "checkout", "-q", "-f", version, "--", ".", cwd=plain).returncode:
+        git(f"--git-dir={bare}", tree, "checkout", "-q", "-f", "HEAD", "--", ".", cwd=plain)  # a draft of its author's
     listing = io.StringIO()
-    with _copier_for(source, answers), contextlib.redirect_stderr(listing), contextlib.redirect_stdout(listing):
+    with (
+        contextlib.suppress(SourceError, AnswerError),
+        _copier_for(source, answers, mirrors),
+        contextlib.redirect_stderr(listing),
+        contextlib.redirect_stdout(listing),
+    ):
         copier.run_copy(
-            source.url,
-            folder.with_name(f"{folder.name}.dry"),
+            str(plain),
+            scratch / "dry",
             dict(answers),
-            vcs_ref=source.reference or version,
             settings=copier.Settings(),
+            exclude=["!.git"],  # and with it what the template, or Copier by default, leaves out
             defaults=True,
             pretend=True,
             overwrite=True,
@@ -149,15 +177,19 @@ def _check_attempts(source: Source, folder: Path, answers: Mapping[str, Any], ve
 
 
 @contextlib.contextmanager
-def _copier_for(source: Source, answers: Mapping[str, Any]) -> Iterator[list[warnings.WarningMessage]]:
-    """Copier's surroundings: git's safe environment, a cache of our own, its errors turned into ours.
+def _copier_for(source: Source, answers: Mapping[str, Any], mirrors: Path) -> Iterator[list[warnings.WarningMessage]]:
+    """Copier's surroundings: git's safe environment, its errors turned into ours.
+
+    Args:
+        mirrors: Where Copier keeps what it fetches. Not its shared cache: our bundle may be older than what plain
+            Copier has fetched from the same URL, and would prune the newer releases there.
 
     Yields:
         Copier's warnings, as they come.
     """
     environment = settings.git_environment(protocols=source.protocols, config=source.git_config)
     cache = os.environ.get("COPIER_CACHE_DIR")
-    os.environ["COPIER_CACHE_DIR"] = str(settings.template_cache())
+    os.environ["COPIER_CACHE_DIR"] = str(mirrors)
     try:
         with warnings.catch_warnings(record=True) as caught, local.env():
             warnings.simplefilter("ignore")

@@ -48,12 +48,6 @@ def project_bundle() -> Path:
     return Path(BUNDLE_FOR_PROJECTS).expanduser()
 
 
-def template_cache() -> Path:
-    """Mirrors of remote templates. Not Copier's own: our bundle may be older than what plain Copier has fetched."""
-    root = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
-    return Path(root) / DISTRIBUTION / "git"
-
-
 def source_checkout() -> Path | None:
     """The clone this runs from, when it does: the runtime lies beside the command line there."""
     root = Path(__file__).resolve().parents[1]

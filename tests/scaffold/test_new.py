@@ -113,7 +113,7 @@ class TestANewProject:
 
 class TestNames:
     @pytest.mark.parametrize(
-        ("folder", "package"),
+        "folder, package",
         [("my-net", "my_net"), ("3d-net", "project_3d_net"), ("class", "class_project"), ("torch", "torch_project")],
     )
     def test_that_are_no_package_become_one(self, machine, tmp_path, folder, package):

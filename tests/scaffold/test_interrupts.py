@@ -1,0 +1,64 @@
+"""Stopped at any moment, `scaffold new` leaves nothing behind."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+
+def stopped_at(machine, wrapped_git, git_command, template, cwd, number):
+    """Start `scaffold new p`, wait until git stops at ``git_command``, send the signal as a terminal does."""
+    folder, reached = wrapped_git(git_command)
+    process = subprocess.Popen(
+        [sys.executable, "-m", "scaffold", "new", "p", f"--template={template}", "--yes"],
+        cwd=cwd,
+        env={**machine.environment, "PATH": f"{folder}:{os.environ['PATH']}"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    while not reached.exists():
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.01)
+    os.killpg(process.pid, number)
+    _, stderr = process.communicate(timeout=30)
+    return process.returncode, stderr
+
+
+class TestCtrlC:
+    @pytest.mark.parametrize("moment", ["init", "checkout", "add", "commit", "rev-parse"])
+    def test_leaves_nothing_behind(self, machine, make_template, wrapped_git, tmp_path, moment):
+        """Before, while and after rendering: exit code 130, no traceback, no file."""
+        work = tmp_path / "work"
+        work.mkdir()
+        code, stderr = stopped_at(machine, wrapped_git, moment, make_template(), work, signal.SIGINT)
+        assert code == 130, stderr
+        assert "nothing was left behind" in stderr
+        assert "Traceback" not in stderr
+        assert list(work.iterdir()) == []
+
+    def test_leaves_an_empty_folder_empty(self, machine, make_template, wrapped_git, tmp_path):
+        work = tmp_path / "work"
+        (work / "p").mkdir(parents=True)
+        code, stderr = stopped_at(machine, wrapped_git, "commit", make_template(), work, signal.SIGINT)
+        assert code == 130, stderr
+        assert [entry.name for entry in work.iterdir()] == ["p"]
+        assert list((work / "p").iterdir()) == []
+
+
+class TestTermination:
+    @pytest.mark.parametrize("number, expected", [(signal.SIGTERM, 143), (signal.SIGHUP, 129)])
+    def test_leaves_nothing_behind(self, machine, make_template, wrapped_git, tmp_path, number, expected):
+        """A closed terminal or a job that ran out of time is no reason to leave half a project."""
+        work = tmp_path / "work"
+        work.mkdir()
+        code, stderr = stopped_at(machine, wrapped_git, "commit", make_template(), work, number)
+        assert code == expected, stderr
+        assert "Traceback" not in stderr
+        assert list(work.iterdir()) == []
