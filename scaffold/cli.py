@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from scaffold import __version__, console
-from scaffold.errors import AnswerError, ScaffoldError
+from scaffold.errors import AnswerError, DestinationError, ScaffoldError
 
 if TYPE_CHECKING:
     from scaffold.creating import Created
@@ -131,6 +131,7 @@ def _reporting(as_json: bool) -> Iterator[None]:
     from scaffold.interrupts import unwinding
 
     try:
+        _require_working_directory()
         with unwinding():
             yield
     except ScaffoldError as error:
@@ -141,6 +142,17 @@ def _reporting(as_json: bool) -> Iterator[None]:
     except KeyboardInterrupt:
         typer.echo("\nInterrupted: nothing was left behind.", err=True)
         raise typer.Exit(130) from None
+
+
+def _require_working_directory() -> None:
+    try:
+        Path.cwd()
+    except FileNotFoundError:
+        raise DestinationError(
+            "The folder you are in does not exist any more.",
+            why="paths are read from there.",
+            fix="cd to another folder, then run the same command again.",
+        ) from None
 
 
 def _is_terminal() -> bool:

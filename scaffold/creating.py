@@ -67,6 +67,10 @@ class Created:
     def all_notes(self) -> list[str]:
         """What the user should know besides."""
         notes = list(self.notes)
+        if settings.ANSWERS_FILE not in self.files:
+            notes.append(
+                f"the template writes no {settings.ANSWERS_FILE}, so this project can never be updated from it."
+            )
         if self.enclosing:
             notes.append(
                 f"this is a git repository inside another, {self.enclosing}. To make it part of that one instead, "
@@ -86,8 +90,8 @@ def create(plan: Plan, confirm: Callable[[Rendering, tuple[str, ...]], bool] | N
         ScaffoldError: And nothing was left behind.
     """
     git.require_git()
-    target = destination(plan.path)
     try:
+        target = destination(plan.path)
         with _staging(target) as staging:
             if plan.use_git:
                 _initialise(staging / "repository")
@@ -99,7 +103,7 @@ def create(plan: Plan, confirm: Callable[[Rendering, tuple[str, ...]], bool] | N
             enclosing = _enclosing(target) if plan.use_git else None
             _put_in_place(rendering.folder, target)
     except OSError as error:
-        raise cannot_write(target.parent, error) from error
+        raise cannot_write(plan.path.absolute().parent, error) from error
     return Created(
         path=target,
         source=plan.source,
@@ -115,8 +119,8 @@ def create(plan: Plan, confirm: Callable[[Rendering, tuple[str, ...]], bool] | N
 def preview(plan: Plan, show: Callable[[Rendering, tuple[str, ...]], None]) -> None:
     """Render to a temporary folder elsewhere, ``show`` it, remove it."""
     git.require_git()
-    target = destination(plan.path)
     try:
+        target = destination(plan.path)
         with _temporary(Path(tempfile.gettempdir()), "scaffold-preview-") as staging:
             rendering = _render(plan, staging / "project" / target.name)
             show(rendering, listing(rendering.folder))

@@ -12,6 +12,9 @@ from pathlib import Path
 
 import pytest
 
+from scaffold import catalog, creating
+from scaffold.errors import AnswerError
+
 FOUR = ["--package-name=net", "--description=It learns.", "--author-name=Ada", "--ci=none"]
 
 
@@ -124,11 +127,20 @@ class TestNames:
         assert document["answers"]["package_name"] == package
         assert f"src/{package}/__init__.py" in document["files"]
 
-    @pytest.mark.parametrize("package", ["3d", "class", "torch", "json", "test", "treadle", "a-b", "a.b", ""])
-    def test_given_by_the_user_are_refused_when_they_cannot_be_imported(self, machine, tmp_path, package):
+    def test_given_by_the_user_are_refused_when_they_cannot_be_imported(self, machine, tmp_path):
         """A package chosen on purpose is not changed behind one's back."""
-        done = machine.scaffold("new", "p", "--package-name", package, "--yes", cwd=tmp_path)
-        assert_refused(done, "package_name", tmp_path)
+        done = machine.scaffold("new", "p", "--package-name", "torch", "--yes", cwd=tmp_path)
+        assert_refused(done, "package_name cannot be 'torch'", tmp_path)
+
+    @pytest.mark.parametrize(
+        "package", ["3d", "class", "json", "JSON", "test", "treadle", "a-b", "a.b", "é", "a\n", ""]
+    )
+    def test_of_every_other_kind_are_refused_too(self, in_process, tmp_path, package):
+        source, answers = catalog.find("base"), {"package_name": package}
+        plan = creating.Plan(path=tmp_path / "p", source=source, answers=answers, ask=False, accept_defaults=True)
+        with pytest.raises(AnswerError, match="package_name"):
+            creating.create(plan)
+        assert list(tmp_path.iterdir()) == []
 
     def test_of_the_standard_library_are_all_reserved(self):
         """A package called like a module of Python's own would hide it, in every Python we support."""

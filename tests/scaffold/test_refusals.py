@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -30,6 +31,24 @@ class TestThePath:
         done = machine.scaffold("new", "p/q", "--yes", cwd=tmp_path)
         assert_refused(done, "is a file")
         assert (tmp_path / "p").read_text() == "mine"
+
+    def test_with_a_name_no_file_system_holds_is_refused(self, machine, tmp_path):
+        done = machine.scaffold("new", "p" * 300, "--yes", cwd=tmp_path)
+        assert_refused(done, "File name too long")
+        assert list(tmp_path.iterdir()) == []
+
+    def test_from_a_folder_that_is_gone_is_refused(self, machine, tmp_path):
+        gone = tmp_path / "gone"
+        gone.mkdir()
+        program = "import os, shutil; shutil.rmtree(os.getcwd()); from scaffold.cli import run; run()"
+        done = subprocess.run(
+            [sys.executable, "-c", program, "new", "p", "--yes"],
+            cwd=gone,
+            env=machine.environment,
+            capture_output=True,
+            text=True,
+        )
+        assert_refused(done, "does not exist any more")
 
 
 class TestTheDisk:

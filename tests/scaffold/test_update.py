@@ -1,0 +1,256 @@
+"""A project from template 0.1.0, edited by its user, brought to 0.2.0: by plain `copier update`, and by ours."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from scaffold import bundle
+
+ROOT = Path(__file__).resolve().parents[2]
+NEWER = "0.2.0"
+
+
+@pytest.fixture
+def project(fresh_machine, tmp_path):
+    """Made by `scaffold new`, then worked on and committed."""
+    done = fresh_machine.scaffold("new", "my-net", "--yes", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    folder = tmp_path / "my-net"
+    with (folder / "src/my_net/model.py").open("a") as file:
+        file.write("\n\nMINE = 1\n")
+    (folder / "mine.txt").write_text("mine\n")
+    commit(fresh_machine, folder)
+    return folder
+
+
+@pytest.fixture
+def released(fresh_machine, project, tmp_path):
+    """Template 0.2.0 in this machine's bundle: a changed, a new and a deleted file, and a new question."""
+    tree = tmp_path / "tree"
+    shutil.copytree(ROOT / "templates", tree / "templates", ignore=shutil.ignore_patterns("__pycache__"))
+    base = tree / "templates/base"
+    questions = (ROOT / "copier.yml").read_text() + "\nlicense:\n  type: str\n  default: MIT\n  choices: [MIT, BSD]\n"
+    (tree / "copier.yml").write_text(questions)
+    with (base / "pyproject.toml.jinja").open("a") as file:
+        file.write("\n# changed by template 0.2.0\n")
+    (base / "new.md.jinja").write_text("{{ project_name }} under {{ license }}\n")
+    (base / ".pre-commit-config.yaml").unlink()
+    bundle.release(fresh_machine.home / ".local/share/treadle-scaffold/templates.bundle", tree, NEWER)
+    return tree
+
+
+def commit(machine, folder):
+    machine.git("add", "-A", cwd=folder)
+    machine.git("commit", "-qm", "Mine", cwd=folder)
+
+
+def assert_updated(project):
+    """What 0.2.0 changed has come, and what the user wrote has stayed."""
+    assert "# changed by template 0.2.0" in (project / "pyproject.toml").read_text()
+    assert (project / "new.md").read_text() == "my-net under MIT\n"
+    assert not (project / ".pre-commit-config.yaml").exists()
+    assert (project / "src/my_net/model.py").read_text().endswith("\n\nMINE = 1\n")
+    assert (project / "mine.txt").read_text() == "mine\n"
+    assert f"_commit: v{NEWER}" in (project / ".copier-answers.yml").read_text()
+    assert not list(project.rglob("*.rej"))
+
+
+class TestPlainCopierUpdate:
+    def test_brings_the_new_version_and_keeps_the_edits(self, fresh_machine, project, released):
+        """The real command, without --trust and without a network: git may read files, nothing else."""
+        fresh_machine.environment["GIT_ALLOW_PROTOCOL"] = "file"
+        done = fresh_machine.copier("update", "--defaults", cwd=project)
+        assert done.returncode == 0, done.stderr
+        assert_updated(project)
+        commit(fresh_machine, project)
+        assert fresh_machine.git("status", "--porcelain", cwd=project) == ""
+
+    def test_is_a_no_op_after_ours(self, fresh_machine, project, released):
+        """Either tool may be used next."""
+        assert fresh_machine.scaffold("update", cwd=project).returncode == 0
+        commit(fresh_machine, project)
+        done = fresh_machine.copier("update", "--defaults", cwd=project)
+        assert done.returncode == 0, done.stderr
+        assert fresh_machine.git("status", "--porcelain", cwd=project) == ""
+
+
+class TestScaffoldUpdate:
+    def test_brings_the_new_version_and_keeps_the_edits(self, fresh_machine, project, released):
+        done = fresh_machine.scaffold("update", "--json", cwd=project)
+        assert done.returncode == 0, done.stderr
+        assert_updated(project)
+        document = json.loads(done.stdout)
+        assert (document["from"], document["to"]) == ("v0.1.0", "v0.2.0")
+        changed = [".copier-answers.yml", ".pre-commit-config.yaml", "new.md", "pyproject.toml"]
+        assert document["changed"] == changed
+        assert document["conflicts"] == []
+
+    def test_finds_nothing_to_do_at_the_newest_version(self, fresh_machine, project):
+        done = fresh_machine.scaffold("update", str(project), cwd=project.parent)
+        assert done.returncode == 0, done.stderr
+        assert "nothing to do" in done.stdout
+        assert fresh_machine.git("status", "--porcelain", cwd=project) == ""
+
+    def test_goes_to_the_wanted_version(self, fresh_machine, project, released):
+        (released / "templates/base/newest.md").touch()
+        bundle.release(fresh_machine.home / ".local/share/treadle-scaffold/templates.bundle", released, "0.3.0")
+        done = fresh_machine.scaffold("update", "--to", NEWER, cwd=project)
+        assert done.returncode == 0, done.stderr
+        assert_updated(project)
+        assert not (project / "newest.md").exists()
+
+    def test_answers_a_new_question_with_set(self, fresh_machine, project, released):
+        done = fresh_machine.scaffold("update", "--set", "license=BSD", cwd=project)
+        assert done.returncode == 0, done.stderr
+        assert (project / "new.md").read_text() == "my-net under BSD\n"
+
+    def test_works_for_a_teammate_who_never_made_a_project(self, fresh_machine, project, tmp_path):
+        """Their machine has no copy of the bundle yet."""
+        shutil.rmtree(fresh_machine.home / ".local")
+        done = fresh_machine.scaffold("update", cwd=project)
+        assert done.returncode == 0, done.stderr
+        assert (fresh_machine.home / ".local/share/treadle-scaffold/templates.bundle").is_file()
+
+
+class TestAConflict:
+    def test_is_named_and_left_for_the_user(self, fresh_machine, project, released):
+        """Both sides wrote at the same place: exit code 3, the file named, both sides in it."""
+        with (project / "pyproject.toml").open("a") as file:
+            file.write("\n# mine at the same place\n")
+        commit(fresh_machine, project)
+        done = fresh_machine.scaffold("update", cwd=project)
+        assert done.returncode == 3, done.stdout + done.stderr
+        assert "conflict  pyproject.toml" in done.stdout
+        text = (project / "pyproject.toml").read_text()
+        assert "# mine at the same place" in text
+        assert "# changed by template 0.2.0" in text
+        assert "<<<<<<<" in text
+
+    def test_in_a_file_the_user_deleted_is_none(self, fresh_machine, project, released):
+        """What the user deleted stays deleted."""
+        (project / "pyproject.toml").unlink()
+        commit(fresh_machine, project)
+        done = fresh_machine.scaffold("update", cwd=project)
+        assert done.returncode == 0, done.stdout + done.stderr
+        assert not (project / "pyproject.toml").exists()
+
+
+class TestWhatCannotBeUpdated:
+    def assert_refused(self, done, expected, project=None, machine=None):
+        assert done.returncode == 1, done.stdout + done.stderr
+        assert expected in done.stderr
+        assert "fix:" in done.stderr
+        assert "Traceback" not in done.stderr
+
+    def test_a_folder_that_is_no_project(self, machine, tmp_path):
+        self.assert_refused(machine.scaffold("update", cwd=tmp_path), "not a project made by scaffold")
+
+    def test_a_folder_in_a_project_names_the_project(self, machine, answered):
+        project = answered("_commit: v0.1.0\n_src_path: x\n")
+        (project / "src").mkdir()
+        self.assert_refused(machine.scaffold("update", cwd=project / "src"), f"scaffold update {project}")
+
+    def test_a_project_with_changes_that_are_not_committed(self, machine, answered):
+        project = answered("_commit: v0.1.0\n_src_path: x\n")
+        (project / "unfinished.py").touch()
+        self.assert_refused(machine.scaffold("update", cwd=project), "not committed: unfinished.py")
+
+    def test_a_project_without_git(self, machine, answered):
+        project = answered("_commit: v0.1.0\n_src_path: x\n")
+        shutil.rmtree(project / ".git")
+        self.assert_refused(machine.scaffold("update", cwd=project), "not in a git repository")
+
+    def test_a_project_without_a_version(self, machine, answered):
+        done = machine.scaffold("update", cwd=answered("_src_path: x\n"))
+        self.assert_refused(done, "does not say which version")
+
+    @pytest.mark.parametrize("text", ["", "- a\n", "_commit: v1\n", "{", "_src_path: 3\n_commit: x\n"])
+    def test_a_project_with_broken_answers(self, machine, answered, text):
+        self.assert_refused(machine.scaffold("update", cwd=answered(text)), "does not name a template")
+
+    @pytest.mark.parametrize(
+        "source, expected",
+        [
+            ("/nowhere/at/all", "no template at /nowhere"),
+            ("--upload-pack=touch pwned", "taken for an option"),
+            ("ext::sh -c touch% pwned", "no template at"),
+            ("https://me:secret@example.com/x.git", "user name or password"),
+        ],
+    )
+    def test_a_project_with_a_source_that_cannot_be_used(self, machine, answered, source, expected):
+        project = answered(f"_commit: v0.1.0\n_src_path: '{source}'\n")
+        self.assert_refused(machine.scaffold("update", cwd=project), expected)
+        assert not (project / "pwned").exists()
+
+    def test_a_project_of_a_version_this_scaffold_has_not_got(self, machine, answered):
+        project = answered("_commit: v9.9.9\n_src_path: ~/.local/share/treadle-scaffold/templates.bundle\n")
+        done = machine.scaffold("update", cwd=project)
+        self.assert_refused(done, "pip install -U treadle-scaffold")
+
+    def test_to_an_unknown_version_names_the_nearest(self, fresh_machine, project, released):
+        done = fresh_machine.scaffold("update", "--to", "0.2.1", cwd=project)
+        self.assert_refused(done, "--to v0.2.0")
+
+    def test_to_an_older_version(self, fresh_machine, project, released):
+        assert fresh_machine.scaffold("update", cwd=project).returncode == 0
+        commit(fresh_machine, project)
+        done = fresh_machine.scaffold("update", "--to", "0.1.0", cwd=project)
+        self.assert_refused(done, "an update only goes forward")
+
+    def test_to_a_version_that_dropped_the_users_choice(self, fresh_machine, project, released):
+        """Copier would answer with the default, without a word."""
+        text = (released / "copier.yml").read_text().replace("GitHub Actions: github", "Forgejo: forgejo")
+        (released / "copier.yml").write_text(text.replace("default: github", "default: forgejo"))
+        bundle.release(fresh_machine.home / ".local/share/treadle-scaffold/templates.bundle", released, "0.3.0")
+        done = fresh_machine.scaffold("update", cwd=project)
+        self.assert_refused(done, "--set ci=forgejo")
+        assert fresh_machine.git("status", "--porcelain", cwd=project) == ""
+
+    def test_to_a_version_that_attacks(self, fresh_machine, project, released):
+        """A template that was good yesterday is looked at again today."""
+        evil = released / "templates/base/{{ 'git~1' }}/hooks/pre-commit"
+        evil.parent.mkdir(parents=True)
+        evil.write_text("touch pwned")
+        bundle.release(fresh_machine.home / ".local/share/treadle-scaffold/templates.bundle", released, "0.3.0")
+        done = fresh_machine.scaffold("update", cwd=project)
+        self.assert_refused(done, "only git may write")
+        assert fresh_machine.git("status", "--porcelain", cwd=project) == ""
+
+
+class TestAPublishedRepository:
+    def test_is_what_projects_name_and_is_not_asked(self, fresh_machine, tmp_path):
+        """Once the metadata has a URL it is written into projects, and git reads the bundle in its place."""
+        metadata = tmp_path / "site" / "treadle_scaffold-0.1.0.dist-info" / "METADATA"
+        metadata.parent.mkdir(parents=True)
+        metadata.write_text(
+            "Metadata-Version: 2.1\nName: treadle-scaffold\nVersion: 0.1.0\n"
+            "Project-URL: Repository, https://github.com/nobody-at-all/no-such-repository\n"
+        )
+        path = f"{tmp_path / 'site'}:{ROOT}"
+        done = fresh_machine.scaffold("new", "p", "--yes", cwd=tmp_path, PYTHONPATH=path)
+        assert done.returncode == 0, done.stderr
+        answers = (tmp_path / "p/.copier-answers.yml").read_text()
+        assert "_src_path: https://github.com/nobody-at-all/no-such-repository\n" in answers
+        assert not (fresh_machine.home / ".local").exists()
+        done = fresh_machine.scaffold("update", cwd=tmp_path / "p", PYTHONPATH=path)
+        assert done.returncode == 0, done.stderr
+        assert "nothing to do" in done.stdout
+
+
+@pytest.fixture
+def answered(machine, tmp_path):
+    """A committed project that has nothing but answers."""
+
+    def make(text):
+        project = tmp_path / "answered"
+        project.mkdir()
+        (project / ".copier-answers.yml").write_text(text)
+        machine.git("init", "-q", cwd=project)
+        commit(machine, project)
+        return project
+
+    return make
