@@ -59,26 +59,36 @@ def run(model: type[Module], data: type[DataModule], args: list[str]) -> Trainer
         print(_overview())
         return None
     if verb not in VERBS:
-        raise ConfigError(f"{verb!r} is not a command.", why=f"commands are {', '.join(VERBS)}.", fix=nearest(verb, VERBS))
+        raise ConfigError(
+            f"{verb!r} is not a command.", why=f"commands are {', '.join(VERBS)}.", fix=nearest(verb, VERBS)
+        )
     parser = _parser(verb, model, data)
     settings = _parsed(parser, rest)
     if settings.seed_everything is not None:
         seed_everything(settings.seed_everything)
     made = parser.instantiate(settings)
+    trainer: Trainer
     if verb == "fit":
-        resolved = parser.dump(settings, skip_none=False)
-        trainer = _with(made.trainer, SaveConfig(resolved))
+        trainer = _with(made.trainer, SaveConfig(_resolved(parser, settings)))
         trainer.fit(made.model, datamodule=made.data, ckpt_path=settings.ckpt_path)
         _report(trainer)
     elif verb == "predict":
         trainer = made.trainer
         outputs = trainer.predict(made.model, datamodule=made.data, ckpt_path=settings.ckpt_path)
         write_plain(Path(settings.output), outputs)
-        print(f"{len(outputs)} batches of predictions in {settings.output}")
+        print(f"{len(outputs or ())} batches of predictions in {settings.output}")
     else:
         trainer = made.trainer
         getattr(trainer, verb)(made.model, datamodule=made.data, ckpt_path=settings.ckpt_path)
-    return trainer  # type: ignore[no-any-return]
+    return trainer
+
+
+def _resolved(parser: Any, settings: Any) -> str:
+    """Every setting with its value, as a config file that starts the same run anew."""
+    fresh = settings.clone()
+    fresh.ckpt_path = None
+    text: str = parser.dump(fresh, skip_unset=False)
+    return text
 
 
 class SaveConfig(Callback):
@@ -112,7 +122,7 @@ def _overview() -> str:
 
 def _parser(verb: str, model: type[Module], data: type[DataModule]) -> Any:
     try:
-        from jsonargparse import ActionConfigFile, ArgumentParser
+        from jsonargparse import ActionConfigFile, ArgumentParser  # type: ignore[attr-defined]
     except ModuleNotFoundError:
         raise ConfigError(
             "the command line needs jsonargparse.",
@@ -123,7 +133,9 @@ def _parser(verb: str, model: type[Module], data: type[DataModule]) -> Any:
     parser.add_argument(
         "--config", action=ActionConfigFile, help="A YAML file. Given again, the later one overrides what it names."
     )
-    parser.add_argument("--seed_everything", type=int | None, default=None, help="Seeds every generator, before all else.")
+    parser.add_argument(
+        "--seed_everything", type=int | None, default=None, help="Seeds every generator, before all else."
+    )
     parser.add_class_arguments(Trainer, "trainer")
     parser.add_class_arguments(model, "model")
     parser.add_class_arguments(data, "data")
@@ -179,7 +191,9 @@ def _explained(message: str, parser: Any) -> ConfigError:
 
 def _wrong_value(key: str, problem: str, value: str | None) -> ConfigError:
     kinds = {"NoneType": "null", "str": "text", "int": "a whole number", "float": "a number", "bool": "true or false"}
-    expected = sorted({kinds.get(kind, kind) for kind in re.findall(r"Expected an? <class '(?:[\w.]*\.)?(\w+)'>", problem)})
+    expected = sorted(
+        {kinds.get(kind, kind) for kind in re.findall(r"Expected an? <class '(?:[\w.]*\.)?(\w+)'>", problem)}
+    )
     return ConfigError(
         f"{key} = {value}." if value is not None else f"{key} has a value that can't be used.",
         why=f"it takes {' or '.join(expected)}." if expected else " ".join(problem.split()).replace("typing.", ""),
@@ -223,7 +237,9 @@ def _explained_class(at: str | None, class_path: str, problem: str) -> ConfigErr
     if "has no attribute" in problem:
         offered = [n for n in getattr(importlib.import_module(module), "__all__", []) if n[0].isupper()]
         return ConfigError(
-            f"there is no class {class_path}{where}.", why=f"{module} offers {', '.join(offered)}.", fix=nearest(name, offered)
+            f"there is no class {class_path}{where}.",
+            why=f"{module} offers {', '.join(offered)}.",
+            fix=nearest(name, offered),
         )
     return ConfigError(
         f"{class_path}{where} can't be used.",

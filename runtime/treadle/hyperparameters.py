@@ -138,7 +138,9 @@ def arguments_for(
     takes_any = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
     arguments = {name: value for name, value in saved.items() if takes_any or name in parameters}
     arguments.update(overrides)
-    required = [n for n, p in parameters.items() if p.default is p.empty and p.kind not in (p.VAR_KEYWORD, p.VAR_POSITIONAL)]
+    required = [
+        n for n, p in parameters.items() if p.default is p.empty and p.kind not in (p.VAR_KEYWORD, p.VAR_POSITIONAL)
+    ]
     if missing := [name for name in required if name not in arguments]:
         raise CheckpointError(
             f"{path} lacks {', '.join(missing)}, which {cls.__name__} needs.",

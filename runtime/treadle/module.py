@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from itertools import chain
 from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -122,7 +123,9 @@ class Module(HasHyperParameters, nn.Module):
         raise _missing(self, "test_dataloader", "return a DataLoader, or pass loaders or a DataModule to the Trainer")
 
     def predict_dataloader(self) -> Any:
-        raise _missing(self, "predict_dataloader", "return a DataLoader, or pass loaders or a DataModule to the Trainer")
+        raise _missing(
+            self, "predict_dataloader", "return a DataLoader, or pass loaders or a DataModule to the Trainer"
+        )
 
     # --- what a step may use ---
 
@@ -190,8 +193,7 @@ class Module(HasHyperParameters, nn.Module):
     @property
     def device(self) -> torch.device:
         """Where the first parameter (or buffer) lies; the CPU for a module with none."""
-        tensor = next(self.parameters(), None)
-        tensor = next(self.buffers(), None) if tensor is None else tensor
+        tensor = next(chain(self.parameters(), self.buffers()), None)
         return torch.device("cpu") if tensor is None else tensor.device
 
     @property

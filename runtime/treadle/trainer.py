@@ -26,7 +26,7 @@ from treadle.loops.fit import FitLoop
 from treadle.loops.optimization import AutomaticOptimization
 from treadle.loops.run import Results, Run
 from treadle.loops.settings import Duration, Limits, Rhythm, Stepping, check_limit
-from treadle.loops.state import Parts, checkpoint_of, last_epoch, restore_model, restore_training
+from treadle.loops.state import Parts, checkpoint_of, last_epoch, logger_keys, restore_model, restore_training
 from treadle.metrics import Logbook, as_floats
 from treadle.module import Module, overrides
 from treadle.optim import Optimizers, read_optimizers
@@ -36,7 +36,12 @@ from treadle.strategies import Strategy
 from treadle.version import __version__
 
 StageName = Literal["fit", "validate", "test", "predict"]
-LOADERS = {"train": "train_dataloader", "val": "val_dataloader", "test": "test_dataloader", "predict": "predict_dataloader"}
+LOADERS = {
+    "train": "train_dataloader",
+    "val": "val_dataloader",
+    "test": "test_dataloader",
+    "predict": "predict_dataloader",
+}
 
 
 class Trainer:
@@ -108,7 +113,13 @@ class Trainer:
         check_limit("fast_dev_run", int(fast_dev_run))
         self.fast_dev_run = int(fast_dev_run)
         if self.fast_dev_run:
-            max_epochs, max_steps, num_sanity_val_steps, logger, val_check_interval = 1, self.fast_dev_run, 0, False, 1.0
+            max_epochs, max_steps, num_sanity_val_steps, logger, val_check_interval = (
+                1,
+                self.fast_dev_run,
+                0,
+                False,
+                1.0,
+            )
             check_val_every_n_epoch, enable_checkpointing = 1, False
             callbacks = [c for c in _listed(callbacks) if not isinstance(c, ModelCheckpoint)]
             limit_train_batches = limit_val_batches = limit_test_batches = limit_predict_batches = self.fast_dev_run
@@ -282,7 +293,9 @@ class Trainer:
         """
         if self._parts is None:
             raise ModuleError(
-                "there is nothing to save.", why="no model was given to this trainer yet.", fix="trainer.fit(model) first."
+                "there is nothing to save.",
+                why="no model was given to this trainer yet.",
+                fix="trainer.fit(model) first.",
             )
         checkpoint = checkpoint_of(self._parts, weights_only=weights_only)
         if not self.is_global_zero:
@@ -518,7 +531,7 @@ class Trainer:
         assert self._run is not None
         source = self.datamodule if self.datamodule is not None else self._run.module
         base = DataModule if self.datamodule is not None else Module
-        brings_one = getattr(type(source), "val_dataloader") is not base.val_dataloader
+        brings_one = type(source).val_dataloader is not base.val_dataloader
         if self.limits.val == 0 or (loader is None and not brings_one):
             return None
         _require(self._run.module, "validation_step")
@@ -532,10 +545,11 @@ class Trainer:
         restore_model(parts, checkpoint)
         if resume and "loggers" in checkpoint and is_newest_state(path):
             self._continued = path
-            for logger, state in zip(self.loggers, checkpoint["loggers"]):
+            for key, logger in logger_keys(self.loggers):
                 if path.parent.name == FOLDER:
                     logger.resume_in(path.parent.parent)
-                logger.load_state_dict(state)
+                if key in checkpoint["loggers"]:
+                    logger.load_state_dict(checkpoint["loggers"][key])
         return checkpoint
 
     def _find(self, ckpt_path: str | os.PathLike[str] | None, resume: bool) -> Path | None:
@@ -557,9 +571,11 @@ class Trainer:
             raise CheckpointError(
                 f"there is no {ckpt_path!r} checkpoint.",
                 why=f"no run below {runs[0] if runs else self.default_root_dir} has trained yet.",
-                fix="train first, or give the path of a .ckpt file."
-                if not resume
-                else 'leave ckpt_path out to start; ckpt_path="auto" resumes only if there is something.',
+                fix=(
+                    "train first, or give the path of a .ckpt file."
+                    if not resume
+                    else 'leave ckpt_path out to start; ckpt_path="auto" resumes only if there is something.'
+                ),
             )
         return best_state(last) if last is not None and ckpt_path == "best" else last
 

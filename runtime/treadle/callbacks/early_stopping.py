@@ -85,7 +85,7 @@ class EarlyStopping(Callback):
     def _check(self, trainer: Trainer) -> None:
         if (found := trainer.callback_metrics.get(self.monitor)) is None:
             if not self.strict:
-                return
+                return None
             known = sorted(trainer.callback_metrics)
             raise ConfigError(
                 f"EarlyStopping follows {self.monitor!r}, which is not logged.",
@@ -97,7 +97,7 @@ class EarlyStopping(Callback):
             return self._stop(trainer, f"{self.monitor} = {score} is not finite")
         if self.best_score is None or self._better(score, self.best_score):
             self.best_score, self.wait_count = score, 0
-            return
+            return None
         self.wait_count += 1
         if self.wait_count >= self.patience:
             self._stop(trainer, f"{self.monitor} did not improve on {self.best_score:.5g} in {self.wait_count} checks")

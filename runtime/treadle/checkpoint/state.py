@@ -37,7 +37,7 @@ class Checkpoint(Weights, total=False):
     """Of an accumulation window that is still open; else empty."""
     precision: dict[str, Any]
     callbacks: dict[str, dict[str, Any]]
-    loggers: list[dict[str, Any]]
+    loggers: dict[str, dict[str, Any]]
     datamodule: dict[str, Any]
     datamodule_hyper_parameters: dict[str, Any]
     metrics: list[Any]

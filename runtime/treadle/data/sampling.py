@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterable, Iterator
-from itertools import islice
+from itertools import chain, islice
 from typing import Any
 
 import torch
@@ -36,9 +36,9 @@ DRAWS_AT_START = (
 class ResumableSampler(Sampler[Any]):
     """Wraps a loader's batch sampler (or its sampler, where the loader doesn't batch).
 
-    Its order is settled when it is iterated: samplers draw lazily, and whatever trains in between draws from the same
-    generators. So the first index list is taken at once, and a sampler of unknown kind draws from generators of its
-    own. ``skip`` index lists are drawn and dropped, which reads no sample.
+    Samplers draw lazily, and whatever trains in between draws from the same generators; so an epoch's order is settled
+    by :meth:`start`, before the loader makes its iterator: the first index list is taken at once, and a sampler of
+    unknown kind draws from generators of its own.
 
     Args:
         wrapped: What the loader had.
@@ -48,9 +48,10 @@ class ResumableSampler(Sampler[Any]):
     def __init__(self, wrapped: Iterable[Any], *, seeded: bool) -> None:
         self.wrapped = wrapped
         self.seeded = seeded
-        self.skip = 0
+        self.draws_at_start = _draws_at_start(wrapped)
         self.sizes: deque[int | None] = deque()
         """Sizes of the batches that were asked for and not yet taken, oldest first; None for single samples."""
+        self._epoch: tuple[int, Iterator[tuple[int, Any] | None]] = (0, iter(()))
 
     def __len__(self) -> int:
         return len(self.wrapped)  # type: ignore[arg-type]
@@ -60,22 +61,23 @@ class ResumableSampler(Sampler[Any]):
             raise AttributeError(name)
         return getattr(self.wrapped, name)
 
-    def __iter__(self) -> Iterator[Any]:
-        skip, self.skip = self.skip, 0
+    def start(self, skip: int = 0) -> None:
+        """Settle the order of an epoch. The first ``skip`` index lists are drawn and dropped, which reads no sample."""
         self.sizes.clear()
-        private = not _draws_at_start(self.wrapped)
-        seed = _draw_seed() if self.seeded or private else 0
+        seed = _draw_seed() if self.seeded or not self.draws_at_start else 0
         lists = iter(self.wrapped)
-        numbered = islice(enumerate(_in_private(lists, seed) if private else lists), skip, None)
-        return self._hand_out(next(numbered, None), numbered, seed)
+        numbered = islice(enumerate(lists if self.draws_at_start else _in_private(lists, seed)), skip, None)
+        self._epoch = seed, chain([next(numbered, None)], numbered)
 
-    def _hand_out(self, first: tuple[int, Any] | None, rest: Iterator[tuple[int, Any]], seed: int) -> Iterator[Any]:
-        item = first
-        while item is not None:
+    def __iter__(self) -> Iterator[Any]:
+        """What is left of the epoch. A loader may ask more than once while it makes its iterator."""
+        seed, numbered = self._epoch
+        for item in numbered:
+            if item is None:  # there was no first one
+                return
             number, indices = item
             self.sizes.append(len(indices) if isinstance(indices, (list, tuple)) else None)
             yield Seeded(indices, (seed + number) % 2**63) if self.seeded else indices
-            item = next(rest, None)
 
 
 class Seeded:

@@ -65,7 +65,20 @@ class Stream:
             return self._batches(self._continue(saved))
         self.consumed = 0
         self._start, self._owned_start = capture_rng(), self._owned()
-        return self._batches(iter(self._reader))
+        return self._batches(self._made())
+
+    def _made(self) -> Iterator[Any]:
+        """The loader's iterator, at the position. Whether it draws a seed for its workers (not if they persist) leaves
+        no trace in the generators."""
+        if self._sampler is None:
+            return iter(self._reader)
+        self._sampler.start(self.consumed)
+        rng, owned = capture_rng(), capture_owned(self.loader)
+        iterator: Iterator[Any] = iter(self._reader)
+        restore_rng(rng)
+        if self._sampler.draws_at_start:  # any other may have drawn from the loader's generator on purpose
+            restore_owned(self.loader, owned)
+        return iterator
 
     def _batches(self, iterator: Iterator[Any]) -> Iterator[Any]:
         sizes = self._sampler.sizes if self._sampler else None
@@ -106,6 +119,7 @@ class Stream:
         _restore_each(self._owners(), state["owned"])
 
     def _continue(self, saved: StreamState) -> Iterator[Any]:
+        iterator: Iterator[Any]
         assert saved["start"] is not None
         self.consumed, self._start, self._owned_start = saved["consumed"], saved["start"], saved["owned_start"]
         if self.consumed == self.length:
@@ -114,8 +128,7 @@ class Stream:
         _restore_each(self._owners(), saved["owned_start"])
         holder = _state_holder(self.loader)
         if self._sampler is not None:
-            self._sampler.skip = self.consumed
-            iterator = iter(self._reader)
+            iterator = self._made()
         elif holder is not None:
             holder.load_state_dict(saved["loader"])
             iterator = iter(self._reader)
@@ -127,7 +140,8 @@ class Stream:
             )
             iterator = iter(self._reader)
             next(islice(iterator, self.consumed - 1, None), None)
-        _restore_each(self._owners(), saved["owned"])
+        # Samplers' generators came to where they were by drawing the same again; the data set's did not.
+        restore_owned(getattr(self.loader, "dataset", None), saved["owned"][-1] if saved["owned"] else {})
         return iterator
 
     def _readable(self, loader: Any) -> Any:
@@ -137,7 +151,9 @@ class Stream:
         if _state_holder(loader) is loader:
             return loader
         if not getattr(loader, "in_order", True):
-            warn("order", f"{self.name} has in_order=False: batches arrive in a random order, so a resumed run differs.")
+            warn(
+                "order", f"{self.name} has in_order=False: batches arrive in a random order, so a resumed run differs."
+            )
             return loader
         reader = copy.copy(loader)
         attribute = "sampler" if loader.batch_sampler is None else "batch_sampler"
@@ -152,8 +168,8 @@ class Stream:
         if not isinstance(self.loader, DataLoader):
             return []
         batch_sampler = self.loader.batch_sampler
-        owners = [self.loader, self.loader.sampler, batch_sampler, getattr(batch_sampler, "sampler", None)]
-        return [*owners, *([self.loader.dataset] if self.loader.num_workers == 0 else [])]
+        dataset = self.loader.dataset if self.loader.num_workers == 0 else None  # workers have copies of it
+        return [self.loader, self.loader.sampler, batch_sampler, getattr(batch_sampler, "sampler", None), dataset]
 
     def _owned(self) -> list[Owned]:
         return [capture_owned(owner) for owner in self._owners()]
@@ -163,12 +179,12 @@ def set_epoch(loader: Any, epoch: int) -> None:
     """Tell samplers that shuffle by epoch which one it is, as torch's ``DistributedSampler`` asks for."""
     batch_sampler = getattr(loader, "batch_sampler", None)
     for sampler in (getattr(loader, "sampler", None), batch_sampler, getattr(batch_sampler, "sampler", None)):
-        if hasattr(sampler, "set_epoch"):
-            sampler.set_epoch(epoch)
+        if (tell := getattr(sampler, "set_epoch", None)) is not None:
+            tell(epoch)
 
 
 def _restore_each(owners: list[Any], states: list[Owned]) -> None:
-    for owner, state in zip(owners, states):
+    for owner, state in zip(owners, states, strict=True):
         restore_owned(owner, state)
 
 

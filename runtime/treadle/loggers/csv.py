@@ -27,7 +27,9 @@ class CSVLogger:
         version: The run's own folder: a number N for ``version_N``, or a name. Default: the first free number.
     """
 
-    def __init__(self, save_dir: str | os.PathLike[str] = ".", name: str = "runs", version: int | str | None = None) -> None:
+    def __init__(
+        self, save_dir: str | os.PathLike[str] = ".", name: str = "runs", version: int | str | None = None
+    ) -> None:
         self.save_dir, self.name = Path(save_dir), name
         self._version = version
         self._folder: Path | None = None
@@ -94,6 +96,8 @@ class CSVLogger:
         self._columns = state["columns"]
         if self._columns:
             self._write_anew(self._columns, rows)
+        else:  # rows that a killed run wrote after its checkpoint
+            self.path.unlink(missing_ok=True)
 
     def _opened(self) -> TextIO:
         if self._file is None:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from treadle.data import Stream
 from treadle.loops.run import Run, takes_index
-from treadle.metrics import Logbook, Number, as_floats, scope_of
+from treadle.metrics import Logbook, as_floats, scope_of
 from treadle.module import Module
 
 
@@ -30,7 +30,9 @@ TEST = Stage("test", "test", "test_step")
 PREDICT = Stage("predict", "predict", "predict_step")
 
 
-def evaluate(run: Run, stage: Stage, stream: Stream, *, state: str | None = None, keep: bool = True) -> dict[str, float]:
+def evaluate(
+    run: Run, stage: Stage, stream: Stream, *, state: str | None = None, keep: bool = True
+) -> dict[str, float]:
     """Run ``stage`` over one pass of ``stream``.
 
     ::

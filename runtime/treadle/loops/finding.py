@@ -35,7 +35,8 @@ def newest_state(runs: Path, own_folders: list[Path]) -> Path | None:
     raise CheckpointError(
         f"{newest.parent.parent} was ended before its first checkpoint.",
         why=f'"last" is the newest state of the newest run, and {newest} was not written yet.',
-        fix="start anew, without ckpt_path" + (f", or resume an older run: ckpt_path={with_state}" if with_state else "."),
+        fix="start anew, without ckpt_path"
+        + (f", or resume an older run: ckpt_path={with_state}" if with_state else "."),
     )
 
 
@@ -47,7 +48,7 @@ def best_state(last: Path) -> Path:
     """
     callbacks = read(last).get("callbacks", {})
     for key, state in callbacks.items():
-        if key.startswith("ModelCheckpoint") and (name := state.get("best")) and Path(name).name == name:
+        if key.startswith("ModelCheckpoint") and (name := str(state.get("best") or "")) and Path(name).name == name:
             return last.parent / name
     raise CheckpointError(
         f"the run of {last} keeps no best checkpoint.",
@@ -66,5 +67,7 @@ def is_newest_state(path: Path) -> bool:
 
 
 def _by_version(runs: Path) -> list[Path]:
-    found = [(int(match[1]), path) for path in runs.glob("version_*") if (match := re.fullmatch(r"version_(\d+)", path.name))]
+    found = [
+        (int(match[1]), path) for path in runs.glob("version_*") if (match := re.fullmatch(r"version_(\d+)", path.name))
+    ]
     return [path for _, path in sorted(found)]

@@ -33,7 +33,9 @@ class AutomaticOptimization:
         self.run, self.book, self.settings, self.progress = run, book, settings, run.progress
         self.optimizer: Optimizer | None = optimizers.optimizers[0] if optimizers.optimizers else None
         self.schedules = optimizers.schedules
-        self.parameters = [p for group in self.optimizer.param_groups for p in group["params"]] if self.optimizer else []
+        self.parameters = (
+            [p for group in self.optimizer.param_groups for p in group["params"]] if self.optimizer else []
+        )
         self._step_schedules = [s for s in self.schedules if s.interval == "step"]
         self._training_step = run.fabric.method(run.module, "training_step")
         self._takes_index = takes_index(run.module.training_step)
@@ -156,7 +158,7 @@ def step_schedule(schedule: Schedule, run: Run) -> None:
     assert schedule.monitor is not None
     known = {**run.results.tensors(), **(run.book.callback_values() if run.book else {})}
     if schedule.monitor in known:
-        return schedule.scheduler.step(float(known[schedule.monitor]))
+        return schedule.scheduler.step(float(known[schedule.monitor]))  # type: ignore[arg-type]
     if schedule.strict:
         raise ConfigError(
             f"a ReduceLROnPlateau follows {schedule.monitor!r}, which is not logged.",

@@ -98,16 +98,16 @@ class Stepping:
                 "gradient_clip_val", self.gradient_clip_val, "above 0, or None for no clipping", "gradient_clip_val=1.0"
             )
         if self.gradient_clip_algorithm not in ("norm", "value"):
-            raise _out_of_range(
-                "gradient_clip_algorithm", self.gradient_clip_algorithm, '"norm" or "value"', '"norm"'
-            )
+            raise _out_of_range("gradient_clip_algorithm", self.gradient_clip_algorithm, '"norm" or "value"', '"norm"')
 
 
 def check_limit(name: str, value: Any) -> None:
     """A count (int from 0) or a fraction (float from 0 to 1)."""
     fraction = isinstance(value, float) and 0 <= value <= 1
     if not fraction and (not _whole(value) or value < 0):
-        raise _out_of_range(name, value, "a count (int) or a fraction from 0.0 to 1.0 (float)", f"{name}=10 or {name}=0.1")
+        raise _out_of_range(
+            name, value, "a count (int) or a fraction from 0.0 to 1.0 (float)", f"{name}=10 or {name}=0.1"
+        )
 
 
 def _whole(value: Any) -> bool:

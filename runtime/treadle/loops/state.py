@@ -13,6 +13,7 @@ from treadle.checkpoint import FORMAT, Checkpoint
 from treadle.data import DataModule
 from treadle.errors import CheckpointError
 from treadle.hyperparameters import plain_hyperparameters
+from treadle.loggers import Logger
 from treadle.loops.fit import FitLoop
 from treadle.loops.run import Run
 from treadle.module import Module
@@ -56,13 +57,18 @@ def checkpoint_of(parts: Parts, *, weights_only: bool) -> Checkpoint:
         checkpoint["gradients"] = _gradients(module) if progress.window else {}
         checkpoint["precision"] = run.fabric.precision.state_dict()
         checkpoint["callbacks"] = {callback.state_key: callback.state_dict() for callback in parts.callbacks}
-        checkpoint["loggers"] = [logger.state_dict() for logger in run.loggers]
+        checkpoint["loggers"] = {key: logger.state_dict() for key, logger in logger_keys(run.loggers)}
         checkpoint["rng"] = capture_rng(run.fabric.device)
         if parts.loop is not None:
             checkpoint["metrics"] = list(parts.loop.book.state_dict())
             checkpoint["stream"] = dict(parts.loop.stream.state_dict())
     run.hooks.call(None, "on_save_checkpoint", checkpoint)
     return checkpoint
+
+
+def logger_keys(loggers: Sequence[Logger]) -> list[tuple[str, Logger]]:
+    """Each logger with the key of its state: a run resumed with other loggers mixes nothing up."""
+    return [(f"{index}.{type(logger).__name__}", logger) for index, logger in enumerate(loggers)]
 
 
 def last_epoch(run: Run) -> int:
@@ -93,9 +99,9 @@ def restore_training(parts: Parts, checkpoint: Checkpoint) -> None:
     run, loop, optimizers = parts.run, parts.loop, parts.optimizers
     assert loop is not None
     _require_training_state(checkpoint, optimizers)
-    for optimizer, saved in zip(optimizers.optimizers, checkpoint["optimizer_states"]):
+    for optimizer, saved in zip(optimizers.optimizers, checkpoint["optimizer_states"], strict=True):
         _load_optimizer(optimizer, saved)
-    for schedule, saved in zip(optimizers.schedules, checkpoint["lr_schedulers"]):
+    for schedule, saved in zip(optimizers.schedules, checkpoint["lr_schedulers"], strict=True):
         schedule.scheduler.load_state_dict(saved)
     for name, parameter in run.module.named_parameters():
         if name in checkpoint["gradients"]:
