@@ -17,7 +17,7 @@ BUILT_IN = ("base",)
 _REMOTE = re.compile(r"(git\+)?(https|ssh)://|gh:|gl:|[A-Za-z0-9_.-]+@[A-Za-z0-9][A-Za-z0-9.-]*:")
 _OTHER_SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*(://|::)")
 _ADDRESS = re.compile(r"(?P<head>[a-z+]+://[^/]*|gh:|gl:|[^/@:]+@[^/:]+:)(?P<path>.*)", re.DOTALL)
-_KNOWN_HOSTS = ("https://github.com/", "https://gitlab.com/")
+_HOSTS = {"gh:": "https://github.com/", "gl:": "https://gitlab.com/"}
 _REFERENCE = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._/+-]*")
 
 
@@ -161,7 +161,7 @@ def _remote(text: str) -> Source:
             fix="write it like https://HOST/OWNER/REPOSITORY, with @TAG at the end for one version.",
         )
     path, _, reference = match["path"].partition("@")
-    url = match["head"] + path
+    url = _HOSTS[match["head"]] + path.lstrip("/") if match["head"] in _HOSTS else match["head"] + path
     _refuse_credentials(url)
     return Source(name=url, url=_for_copier(url), reference=_reference(reference))
 
@@ -192,14 +192,14 @@ def _local(text: str) -> Source:
 
 def _for_copier(url: str) -> str:
     """Copier takes a URL for a git repository when it ends in .git, has a known host, or says so."""
-    known = url.endswith(".git") or url.startswith(("git+", "git@", "gh:", "gl:"))
-    return url if known or url.startswith(_KNOWN_HOSTS) else f"git+{url}"
+    known = url.endswith(".git") or url.startswith(("git+", "git@"))
+    return url if known or url.startswith(tuple(_HOSTS.values())) else f"git+{url}"
 
 
 def _for_git(url: str) -> str:
     """What Copier in turn gives to git."""
     url = url.removeprefix("git+")
-    return f"{url}.git" if url.startswith(_KNOWN_HOSTS) and not url.endswith(".git") else url
+    return f"{url}.git" if url.startswith(tuple(_HOSTS.values())) and not url.endswith(".git") else url
 
 
 def _reference(text: str) -> str | None:

@@ -199,6 +199,8 @@ def _copier_for(source: Source, answers: Mapping[str, Any], mirrors: Path) -> It
                 del local.env[name]
             local.env.update(environment)
             yield caught
+    except ProcessExecutionError as error:  # an OSError, though nothing of ours failed
+        raise _git_failed(error, source) from error
     except (ScaffoldError, OSError, KeyboardInterrupt):  # Copier's own interrupt is both a CopierError and this
         raise
     except Exception as error:  # a stranger's template can make Copier and Jinja raise anything; all of it is its fault
@@ -241,8 +243,6 @@ def _ours(error: Exception, source: Source, answers: Mapping[str, Any]) -> Scaff
             why="an update only goes forward.",
             fix="go back with git instead: git revert the commit that updated the project.",
         )
-    if isinstance(error, ProcessExecutionError):
-        return _git_failed(error, source)
     if "Unknown revision" in said:
         return SourceError(
             f"{source.name} has no version {source.reference}.",

@@ -142,6 +142,18 @@ class TestTheTemplate:
         assert "secret" not in done.stderr
         assert list(tmp_path.iterdir()) == []
 
+    @pytest.mark.parametrize(
+        "template",
+        ["https://example.invalid/x/y", "gh:nobody/nothing", "git@example.invalid:x/y", "git+ssh://x.invalid/y"],
+    )
+    def test_that_cannot_be_reached_is_refused(self, machine, tmp_path, template):
+        """No such host, no network, no rights: git's own words and a command to look further, and no prompt."""
+        arguments = ("new", "p", f"--template={template}", "--yes")
+        done = machine.scaffold(*arguments, cwd=tmp_path, GIT_SSH_COMMAND="false", https_proxy="http://127.0.0.1:9")
+        assert_refused(done, "git could not get the template")
+        assert "git ls-remote" in done.stderr
+        assert list(tmp_path.iterdir()) == []
+
     def test_in_a_folder_without_git_is_refused(self, machine, tmp_path):
         """Without a commit to remember, a project could never be updated."""
         (tmp_path / "template").mkdir()
