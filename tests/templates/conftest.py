@@ -17,6 +17,8 @@ REPOSITORY = Path(__file__).parents[2]
 Render = Callable[..., Path]
 """Render the base template with these answers; the folder it made."""
 
+Environment = Callable[[Path], "dict[str, str]"]
+
 
 @pytest.fixture(scope="session")
 def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -44,7 +46,18 @@ def project(render: Render) -> Path:
 
 
 @pytest.fixture(scope="session")
-def in_project() -> Callable[..., subprocess.CompletedProcess[str]]:
+def environment() -> Environment:
+    """A user's environment: nothing of the test run that started us, and the project's package importable."""
+
+    def of(project: Path) -> dict[str, str]:
+        inherited = {key: value for key, value in os.environ.items() if not key.startswith(("PYTEST_", "GIT_"))}
+        return inherited | {"PYTHONPATH": str(project / "src"), "PYTHONDONTWRITEBYTECODE": "1"}
+
+    return of
+
+
+@pytest.fixture(scope="session")
+def in_project(environment: Environment) -> Callable[..., subprocess.CompletedProcess[str]]:
     """Run a Python module in a rendered project, as if the project were installed."""
 
     def run(project: Path, *arguments: str | Path) -> subprocess.CompletedProcess[str]:
@@ -58,9 +71,3 @@ def in_project() -> Callable[..., subprocess.CompletedProcess[str]]:
         )
 
     return run
-
-
-def environment(project: Path) -> dict[str, str]:
-    """A user's environment: nothing of the test run that started us, and the project's package importable."""
-    inherited = {key: value for key, value in os.environ.items() if not key.startswith(("PYTEST_", "GIT_"))}
-    return inherited | {"PYTHONPATH": str(project / "src"), "PYTHONDONTWRITEBYTECODE": "1"}

@@ -122,7 +122,7 @@ class TestAnyAnswer:
 
 
 class TestTheChoiceOfCI:
-    @pytest.mark.parametrize(("ci", "present"), [("github", {GITHUB}), ("gitlab", {GITLAB}), ("none", set())])
+    @pytest.mark.parametrize("ci, present", [("github", {GITHUB}), ("gitlab", {GITLAB}), ("none", set())])
     def test_brings_just_its_own_file(self, render: Render, ci: str, present: set[str]) -> None:
         """Nobody deletes the files of a service they do not use."""
         project = render(ci=ci)

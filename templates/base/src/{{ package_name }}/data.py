@@ -42,7 +42,7 @@ class Digits(treadle.DataModule):
 
     def __init__(
         self,
-        batch_size: int = 32,
+        batch_size: int = 64,
         num_workers: int = 0,
         shift: int = 1,
         validation_fraction: float = 0.15,

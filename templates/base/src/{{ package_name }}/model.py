@@ -19,7 +19,7 @@ class DigitClassifier(treadle.Module):
         channels: int = 32,
         hidden: int = 128,
         dropout: float = 0.25,
-        learning_rate: float = 0.002,
+        learning_rate: float = 0.003,
         learning_rate_decay: float = 0.9,
         weight_decay: float = 0.01,
     ) -> None:
