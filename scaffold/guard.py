@@ -7,6 +7,7 @@ another operating system cannot hold, or be absurdly large.
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 import stat
@@ -79,20 +80,23 @@ def _size(entry: os.DirEntry[str], path: PurePosixPath, root: Path, limits: Limi
 
 def _check_link(link: Path, path: PurePosixPath, root: Path) -> None:
     target = link.readlink().as_posix()
+    if _is_circle(link):
+        raise _refused(path, f"it links to {target}, which leads back to it")
     # Looked at as text, before what it resolves to: a link to a link may change its meaning when the project moves.
     landing = PurePosixPath(os.path.normpath(path.parent / target.replace("\\", "/"))).parts
     inside = not PurePosixPath(target).is_absolute() and landing[:1] != ("..",)
-    if not inside or not _resolved(link).is_relative_to(root.resolve()):
+    if not inside or not link.resolve().is_relative_to(root.resolve()):
         raise _refused(path, f"it links to {target}, outside the project")
     if any(_is_git(name) for name in landing):
         raise _refused(path, f"it links to {target}, and only git may write there")
 
 
-def _resolved(link: Path) -> Path:
+def _is_circle(link: Path) -> bool:
     try:
-        return link.resolve()
-    except (OSError, RuntimeError):  # a loop of links; RuntimeError before Python 3.13
-        return Path(os.sep)
+        link.stat()
+    except OSError as error:
+        return error.errno == errno.ELOOP
+    return False
 
 
 def _folded(name: str) -> str:

@@ -38,11 +38,11 @@ class TestThePath:
         assert list(tmp_path.iterdir()) == []
 
     def test_from_a_folder_that_is_gone_is_refused(self, machine, tmp_path):
-        gone = tmp_path / "gone"
+        gone, command = tmp_path / "gone", tmp_path / "command.py"
         gone.mkdir()
-        program = "import os, shutil; shutil.rmtree(os.getcwd()); from scaffold.cli import run; run()"
+        command.write_text("from scaffold.cli import run\nrun()\n")  # as pip writes it
         done = subprocess.run(
-            [sys.executable, "-c", program, "new", "p", "--yes"],
+            ["sh", "-c", f'rmdir "{gone}" && exec "{sys.executable}" "{command}" new p --yes'],
             cwd=gone,
             env=machine.environment,
             capture_output=True,
