@@ -83,6 +83,13 @@ class TestAWheel:
         assert f"{package.name}/py.typed" in source
         assert {name for name in distribution.wheel_files() if ".dist-info/" not in name} == source
 
+    def test_shows_a_readme_and_the_pythons_it_runs_on(self, distribution: Distribution) -> None:
+        """What the package's page tells someone who is about to install it."""
+        metadata = distribution.metadata()
+        assert metadata["Requires-Python"] == ">=3.10"
+        assert metadata["Description-Content-Type"] == "text/markdown"
+        assert metadata.get_payload()
+
     def test_carries_the_license(self, distribution: Distribution) -> None:
         """Both distributions are Apache-2.0, with the text inside."""
         assert distribution.read(".dist-info/licenses/LICENSE") == (ROOT / "LICENSE").read_text()
