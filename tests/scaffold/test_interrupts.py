@@ -12,10 +12,16 @@ import pytest
 
 
 def stopped_at(machine, wrapped_git, git_command, template, cwd, number):
-    """Start `scaffold new p`, wait until git stops at ``git_command``, send the signal as a terminal does."""
+    """`scaffold new p`, stopped where git gets to ``git_command``."""
+    arguments = ["new", "p", f"--template={template}", "--yes"]
+    return run_until(machine, wrapped_git, git_command, arguments, cwd, number)
+
+
+def run_until(machine, wrapped_git, git_command, arguments, cwd, number):
+    """Start the command, wait until git stops at ``git_command``, send the signal as a terminal does."""
     folder, reached = wrapped_git(git_command)
     process = subprocess.Popen(
-        [sys.executable, "-m", "scaffold", "new", "p", f"--template={template}", "--yes"],
+        [sys.executable, "-m", "scaffold", *arguments],
         cwd=cwd,
         env={**machine.environment, "PATH": f"{folder}:{os.environ['PATH']}"},
         stdout=subprocess.PIPE,
@@ -62,3 +68,25 @@ class TestTermination:
         assert code == expected, stderr
         assert "Traceback" not in stderr
         assert list(work.iterdir()) == []
+
+
+class TestAnUpdate:
+    @pytest.mark.parametrize("moment", ["checkout", "write-tree", "apply"])
+    def test_stopped_at_any_moment_leaves_the_project_as_it_was(
+        self, machine, make_template, wrapped_git, tmp_path, moment
+    ):
+        """Also when Copier has written half of the new files already."""
+        template, project = make_template(), tmp_path / "p"
+        assert machine.scaffold("new", "p", f"--template={template}", "--yes", cwd=tmp_path).returncode == 0
+        (template / "new.txt").write_text("new\n")
+        (template / "hello.txt.jinja").write_text("Good morning {{ name }}\n")
+        machine.git("add", "-A", cwd=template)
+        machine.git("commit", "-qm", "v2", cwd=template)
+        machine.git("tag", "v2.0.0", cwd=template)
+        code, stderr = run_until(machine, wrapped_git, moment, ["update"], project, signal.SIGINT)
+        assert code == 130, stderr
+        assert machine.git("status", "--porcelain", cwd=project) == ""
+        assert (project / "hello.txt").read_text() == "Hello world\n"
+        assert not (project / "new.txt").exists()
+        assert machine.scaffold("update", cwd=project).returncode == 0
+        assert (project / "hello.txt").read_text() == "Good morning world\n"

@@ -108,6 +108,17 @@ class TestScaffoldUpdate:
         assert done.returncode == 0, done.stderr
         assert (project / "new.md").read_text() == "my-net under BSD\n"
 
+    def test_works_in_a_folder_of_a_larger_repository(self, fresh_machine, project, released, tmp_path):
+        """Files are named from the project's folder, and the rest of the repository is left alone."""
+        shutil.rmtree(project / ".git")
+        fresh_machine.git("init", "-q", cwd=tmp_path)
+        fresh_machine.git("add", "my-net", cwd=tmp_path)
+        fresh_machine.git("commit", "-qm", "Mine", cwd=tmp_path)
+        done = fresh_machine.scaffold("update", "my-net", "--json", cwd=tmp_path)
+        assert done.returncode == 0, done.stderr
+        assert_updated(project)
+        assert "pyproject.toml" in json.loads(done.stdout)["changed"]
+
     def test_works_for_a_teammate_who_never_made_a_project(self, fresh_machine, project, tmp_path):
         """Their machine has no copy of the bundle yet."""
         shutil.rmtree(fresh_machine.home / ".local")
@@ -140,7 +151,7 @@ class TestAConflict:
 
 
 class TestWhatCannotBeUpdated:
-    def assert_refused(self, done, expected, project=None, machine=None):
+    def assert_refused(self, done, expected):
         assert done.returncode == 1, done.stdout + done.stderr
         assert expected in done.stderr
         assert "fix:" in done.stderr
