@@ -26,7 +26,15 @@ from treadle.loops.fit import FitLoop
 from treadle.loops.optimization import AutomaticOptimization
 from treadle.loops.run import Results, Run
 from treadle.loops.settings import Duration, Limits, Rhythm, Stepping, check_limit
-from treadle.loops.state import Parts, checkpoint_of, last_epoch, logger_keys, restore_model, restore_training
+from treadle.loops.state import (
+    Parts,
+    checkpoint_of,
+    last_epoch,
+    logger_keys,
+    restore_callbacks,
+    restore_model,
+    restore_training,
+)
 from treadle.metrics import Logbook, as_floats
 from treadle.module import Module, overrides
 from treadle.optim import Optimizers, read_optimizers
@@ -429,9 +437,9 @@ class Trainer:
     @property
     def estimated_stepping_batches(self) -> int | float:
         """Optimizer steps of the whole fit, for schedules that need to know; infinity if nothing bounds it."""
-        windows = -(-self.num_training_batches // self.stepping.accumulate_grad_batches)
-        epochs = self.duration.epochs
-        steps = min(windows * epochs if windows else 0, self.duration.steps)
+        batches = self.num_training_batches
+        windows = batches if batches == float("inf") else -(-batches // self.stepping.accumulate_grad_batches)
+        steps = min(windows * self.duration.epochs if windows else 0, self.duration.steps)
         return steps if steps == float("inf") else int(steps)
 
     @property
@@ -543,6 +551,8 @@ class Trainer:
             return None
         checkpoint = read(path)
         restore_model(parts, checkpoint)
+        if resume:
+            restore_callbacks(parts, checkpoint)
         if resume and "loggers" in checkpoint and is_newest_state(path):
             self._continued = path
             for key, logger in logger_keys(self.loggers):

@@ -111,6 +111,7 @@ class ModelCheckpoint(Callback):
     def setup(self, trainer: Trainer, module: Module, stage: str) -> None:
         if stage == "fit":
             self._folder = None  # known once the run's folder is: a resumed run continues in its own
+            self._saved_at, self._resumed = None, False
 
     def on_train_start(self, trainer: Trainer, module: Module) -> None:
         self._folder = self.dirpath or trainer.run_folder / "checkpoints"

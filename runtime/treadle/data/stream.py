@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator
+from contextlib import contextmanager
 from itertools import islice
 from typing import Any, TypedDict
 
@@ -118,6 +119,15 @@ class Stream:
         self.consumed = state["consumed"]
         _restore_each(self._owners(), state["owned"])
 
+    @contextmanager
+    def isolated(self) -> Iterator[None]:
+        """Whatever is read inside leaves no trace in the generators that the loader owns."""
+        before = self._owned()
+        try:
+            yield
+        finally:
+            _restore_each(self._owners(), before)
+
     def _continue(self, saved: StreamState) -> Iterator[Any]:
         iterator: Iterator[Any]
         assert saved["start"] is not None
@@ -178,9 +188,19 @@ class Stream:
 def set_epoch(loader: Any, epoch: int) -> None:
     """Tell samplers that shuffle by epoch which one it is, as torch's ``DistributedSampler`` asks for."""
     batch_sampler = getattr(loader, "batch_sampler", None)
-    for sampler in (getattr(loader, "sampler", None), batch_sampler, getattr(batch_sampler, "sampler", None)):
+    samplers = [getattr(loader, "sampler", None), batch_sampler, getattr(batch_sampler, "sampler", None)]
+    for sampler in {id(sampler): sampler for sampler in samplers}.values():  # one may be found in two places
         if (tell := getattr(sampler, "set_epoch", None)) is not None:
             tell(epoch)
+
+
+def no_batch(name: str, when: str = "") -> DataError:
+    """What to raise where a pass over a loader gave nothing."""
+    return DataError(
+        f"{name} gave no batch{when}.",
+        why="it is empty, or a generator, which can be iterated only once.",
+        fix="check the data; pass a DataLoader, a list, or an object whose __iter__ starts anew.",
+    )
 
 
 def _restore_each(owners: list[Any], states: list[Owned]) -> None:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from treadle.data import Stream
+from treadle.data.stream import no_batch
 from treadle.loops.run import Run, takes_index
 from treadle.metrics import Logbook, as_floats, scope_of
 from treadle.module import Module
@@ -114,6 +115,8 @@ def steps(run: Run, stage: Stage, stream: Stream, book: Logbook, write_steps: bo
         if write_steps and (row := book.take_step_row()):
             run.write(row, step=index)
         yield outputs
+    if not stream.consumed and stream.length != 0:
+        raise no_batch(stream.name)
 
 
 @contextmanager

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from treadle.data import Stream
-from treadle.data.stream import set_epoch
-from treadle.errors import ConfigError, DataError
+from treadle.data.stream import no_batch, set_epoch
+from treadle.errors import ConfigError
 from treadle.loops.evaluate import VALIDATE, evaluate
 from treadle.loops.optimization import AutomaticOptimization
 from treadle.loops.run import Run
@@ -100,7 +100,7 @@ class FitLoop:
             if stops:
                 return self.break_off()
         if not progress.batch:
-            raise _no_batch(progress.epoch)
+            raise no_batch(stream.name, f" in epoch {progress.epoch}")
         self.close_epoch()
 
     def start_epoch(self) -> Any:
@@ -123,7 +123,8 @@ class FitLoop:
 
             step on what is left of an accumulation window
             validate, if it is time to
-            step schedulers; log the epoch's metrics
+            step schedulers
+            tell hooks; log the epoch's metrics; step schedulers that follow one
             savepoint
         """
         run, progress = self.run, self.run.progress
@@ -131,8 +132,9 @@ class FitLoop:
             self.optimization.close_window(self.window(progress.batch - 1)[0])
         if self.val_every is None and self.epoch_is_validated() and progress.validated != progress.batches:
             self.validate()
-        self.optimization.end_epoch(progress.epoch)
+        self.optimization.step_epoch_schedules(on_plateau=False)
         self.end_epoch_hooks()
+        self.optimization.step_epoch_schedules(on_plateau=True)
         self.book.reset()
         self.stream.end_epoch()
         progress.epoch += 1
@@ -179,12 +181,19 @@ class FitLoop:
         steps, run = self.rhythm.num_sanity_val_steps, self.run
         if self.val_stream is None or steps == 0:
             return
-        with isolated_rng(run.fabric.device):
-            few = Stream(self.val_stream.loader, limit=1.0 if steps < 0 else steps, name=self.val_stream.name)
+        few = Stream(self.val_stream.loader, limit=self._sanity_limit(steps), name=self.val_stream.name)
+        with isolated_rng(run.fabric.device), few.isolated():
             run.stage = "sanity_check"
             run.hooks.call(None, "on_sanity_check_start")
             evaluate(run, VALIDATE, few, state="sanity_check", keep=False)
             run.hooks.call(None, "on_sanity_check_end")
+
+    def _sanity_limit(self, steps: int) -> int | float:
+        assert self.val_stream is not None
+        length = self.val_stream.length
+        if steps < 0:
+            return 1.0 if length is None else length
+        return steps if length is None else min(steps, length)
 
     def should_stop(self) -> bool:
         """Whether to stop after the batch just trained on."""
@@ -221,11 +230,3 @@ def validation_interval(interval: int | float, stream: Stream) -> int | None:
             fix="give the interval as a count, for example val_check_interval=100.",
         )
     return max(1, int(stream.length * interval))
-
-
-def _no_batch(epoch: int) -> DataError:
-    return DataError(
-        f"the training loader gave no batch in epoch {epoch}.",
-        why="it is empty, or a generator, which can be iterated only once.",
-        fix="check the data; pass a DataLoader, a list, or an object whose __iter__ starts anew.",
-    )

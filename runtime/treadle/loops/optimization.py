@@ -127,10 +127,11 @@ class AutomaticOptimization:
             optimizer=self.optimizer,
         )
 
-    def end_epoch(self, epoch: int) -> None:
-        """Step the schedulers that count epochs; those that follow a metric too, once it is known."""
+    def step_epoch_schedules(self, *, on_plateau: bool) -> None:
+        """Step the schedulers that count epochs: those that follow a metric, or the others."""
         for schedule in self.schedules:
-            if schedule.interval == "epoch" and (epoch + 1) % schedule.frequency == 0:
+            due = schedule.interval == "epoch" and (self.progress.epoch + 1) % schedule.frequency == 0
+            if due and schedule.on_plateau == on_plateau:
                 step_schedule(schedule, self.run)
 
     def _loss(self, outputs: Any) -> Tensor | None:

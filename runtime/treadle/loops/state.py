@@ -78,14 +78,19 @@ def last_epoch(run: Run) -> int:
 
 def restore_model(parts: Parts, checkpoint: Checkpoint) -> None:
     """What is needed to evaluate: weights, the data's state and the counters."""
-    run, content = parts.run, dict(checkpoint)
-    run.module.on_load_checkpoint(content)
+    run = parts.run
+    run.module.on_load_checkpoint(dict(checkpoint))
     _load_weights(run.module, checkpoint)
     if parts.datamodule is not None and "datamodule" in checkpoint:
         parts.datamodule.load_state_dict(checkpoint["datamodule"])
     run.progress.load_state_dict(checkpoint["progress"])
+
+
+def restore_callbacks(parts: Parts, checkpoint: Checkpoint) -> None:
+    """What callbacks know of the run: for continuing it; an evaluation is not their run."""
+    module = parts.run.module
     for callback in parts.callbacks:
-        callback.on_load_checkpoint(run.module.trainer, run.module, content)
+        callback.on_load_checkpoint(module.trainer, module, dict(checkpoint))
         if (saved := checkpoint.get("callbacks", {}).get(callback.state_key)) is not None:
             callback.load_state_dict(saved)
 
