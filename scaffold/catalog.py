@@ -10,7 +10,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from scaffold import bundle, settings
-from scaffold.errors import SourceError, cannot_write, nearest
+from scaffold.errors import SourceError, nearest
 
 BUILT_IN = ("base",)
 
@@ -140,7 +140,11 @@ def refresh() -> None:
         finally:
             fresh.unlink(missing_ok=True)
     except OSError as error:
-        raise cannot_write(copy.parent, error) from None
+        raise SourceError(
+            f"Cannot write {copy}: {error.strerror}.",
+            why="projects name this copy of the templates as their source.",
+            fix="make its folder writable, or set HOME to one that is.",
+        ) from None
 
 
 def _is_newer(copy: Path, shipped: Path) -> bool:

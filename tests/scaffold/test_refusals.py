@@ -59,6 +59,11 @@ class TestTheDisk:
             assert_refused(done, f"Cannot write in {disk}: ")
             assert list(disk.iterdir()) == []
 
+    def test_of_the_home_folder_that_cannot_be_written_is_named(self, machine, tmp_path):
+        done = machine.scaffold("new", "p", "--yes", cwd=tmp_path, HOME="/proc/nobody")
+        assert_refused(done, "Cannot write /proc/nobody/.local/share/treadle-scaffold/templates.bundle")
+        assert list(tmp_path.iterdir()) == []
+
     def test_that_is_full_keeps_nothing_of_the_project(self, machine, make_template, tmp_path):
         template = make_template({"large.txt": "x" * 400_000})
         with small_disk(tmp_path / "disk", "size=256k") as disk:

@@ -8,39 +8,58 @@ from pathlib import Path
 
 import pytest
 
-from scaffold import bundle
+from scaffold import bundle, settings
 
 ROOT = Path(__file__).resolve().parents[2]
 NEWER = "0.2.0"
 
 
-@pytest.fixture
-def project(fresh_machine, tmp_path):
+@pytest.fixture(scope="module")
+def original(machine, tmp_path_factory):
     """Made by `scaffold new`, then worked on and committed."""
-    done = fresh_machine.scaffold("new", "my-net", "--yes", cwd=tmp_path)
+    folder = tmp_path_factory.mktemp("original") / "my-net"
+    done = machine.scaffold("new", "my-net", "--yes", cwd=folder.parent)
     assert done.returncode == 0, done.stderr
-    folder = tmp_path / "my-net"
     with (folder / "src/my_net/model.py").open("a") as file:
         file.write("\n\nMINE = 1\n")
     (folder / "mine.txt").write_text("mine\n")
-    commit(fresh_machine, folder)
+    commit(machine, folder)
     return folder
 
 
-@pytest.fixture
-def released(fresh_machine, project, tmp_path):
-    """Template 0.2.0 in this machine's bundle: a changed, a new and a deleted file, and a new question."""
-    tree = tmp_path / "tree"
+@pytest.fixture(scope="module")
+def original_release(tmp_path_factory):
+    """The shipped bundle with template 0.2.0 after it, and the tree it was made of: a changed, a new and a deleted
+    file, and a new question."""
+    folder = tmp_path_factory.mktemp("release")
+    tree, file = folder / "tree", folder / "templates.bundle"
     shutil.copytree(ROOT / "templates", tree / "templates", ignore=shutil.ignore_patterns("__pycache__"))
     base = tree / "templates/base"
     questions = (ROOT / "copier.yml").read_text() + "\nlicense:\n  type: str\n  default: MIT\n  choices: [MIT, BSD]\n"
     (tree / "copier.yml").write_text(questions)
-    with (base / "pyproject.toml.jinja").open("a") as file:
-        file.write("\n# changed by template 0.2.0\n")
+    with (base / "pyproject.toml.jinja").open("a") as text:
+        text.write("\n# changed by template 0.2.0\n")
     (base / "new.md.jinja").write_text("{{ project_name }} under {{ license }}\n")
     (base / ".pre-commit-config.yaml").unlink()
-    bundle.release(fresh_machine.home / ".local/share/treadle-scaffold/templates.bundle", tree, NEWER)
-    return tree
+    shutil.copyfile(settings.SHIPPED_BUNDLE, file)
+    bundle.release(file, tree, NEWER)
+    return file, tree
+
+
+@pytest.fixture
+def project(original, tmp_path):
+    """One test's own copy of the project."""
+    return shutil.copytree(original, tmp_path / "my-net")
+
+
+@pytest.fixture
+def released(fresh_machine, original_release, tmp_path):
+    """0.2.0 is on this test's machine; returns a tree to make further releases of."""
+    file, tree = original_release
+    installed = fresh_machine.home / ".local/share/treadle-scaffold/templates.bundle"
+    installed.parent.mkdir(parents=True)
+    shutil.copyfile(file, installed)
+    return shutil.copytree(tree, tmp_path / "tree")
 
 
 def commit(machine, folder):
@@ -121,7 +140,7 @@ class TestScaffoldUpdate:
 
     def test_works_for_a_teammate_who_never_made_a_project(self, fresh_machine, project, tmp_path):
         """Their machine has no copy of the bundle yet."""
-        shutil.rmtree(fresh_machine.home / ".local")
+        assert not (fresh_machine.home / ".local").exists()
         done = fresh_machine.scaffold("update", cwd=project)
         assert done.returncode == 0, done.stderr
         assert (fresh_machine.home / ".local/share/treadle-scaffold/templates.bundle").is_file()
