@@ -115,9 +115,15 @@ def _with(trainer: Trainer, callback: Callback) -> Trainer:
 def _overview() -> str:
     verbs = "\n".join(f"  {verb:10}{text}" for verb, text in VERBS.items())
     return (
-        f"usage: COMMAND --config FILE [--config OVERLAY] [--model.NAME VALUE] [--trainer.NAME VALUE] ...\n\n{verbs}\n\n"
+        f"usage: {_program()} COMMAND --config FILE [--config OVERLAY] [--GROUP.NAME VALUE] ...\n\n{verbs}\n\n"
         "COMMAND --help lists every setting; --print_config shows them as they would be used."
     )
+
+
+def _program() -> str:
+    """How this program was started, to be typed again."""
+    script = Path(sys.argv[0])
+    return f"python -m {script.parent.name}" if script.name == "__main__.py" else f"python {script.name}"
 
 
 def _parser(verb: str, model: type[Module], data: type[DataModule]) -> Any:
@@ -129,7 +135,11 @@ def _parser(verb: str, model: type[Module], data: type[DataModule]) -> Any:
             why="it is an extra: treadle itself needs only torch and rich.",
             fix='pip install "treadle[cli]"',
         ) from None
-    parser = ArgumentParser(prog=verb, description=VERBS[verb].capitalize() + ".", exit_on_error=False)
+    parser = ArgumentParser(
+        usage=f"{_program()} {verb} --config FILE [--config OVERLAY] [--GROUP.NAME VALUE] ...",
+        description=VERBS[verb].capitalize() + ".",
+        exit_on_error=False,
+    )
     parser.add_argument(
         "--config", action=ActionConfigFile, help="A YAML file. Given again, the later one overrides what it names."
     )

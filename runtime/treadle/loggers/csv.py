@@ -56,6 +56,7 @@ class CSVLogger:
         if new := [name for name in row if name not in self._columns]:
             self._write_anew([*self._columns, *new])
         csv.writer(self._opened(), lineterminator="\n").writerow([row.get(name, "") for name in self._columns])
+        self._opened().flush()  # for whoever watches the file; a checkpoint waits for the disk as well
         self._rows += 1
 
     def log_hyperparams(self, params: Mapping[str, Any]) -> None:
