@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import cache
+from numbers import Real
 from typing import Any, Literal, TypedDict
 
 import torch
@@ -79,7 +80,8 @@ class Slot:
             return
         if isinstance(value, Tensor):
             # Half precision can't count beyond 2048, and sums of float32 lose digits: add up in 64 bits where they exist.
-            value = value.to(torch.float32 if value.device.type == "mps" else torch.float64)
+            # A copy, since the user's tensor may be changed in place later.
+            value = value.to(torch.float32 if value.device.type == "mps" else torch.float64, copy=True)
         match self.reduce_fx:
             case "mean":
                 self.total = value * size if self.total is None else self.total + value * size
@@ -139,7 +141,9 @@ class Logbook:
             if value.dim():
                 value = value.reshape(())
         elif not isinstance(value, (int, float)):
-            raise _not_a_number(name, value)
+            if not isinstance(value, Real):  # numpy's scalars
+                raise _not_a_number(name, value)
+            value = float(value)
         size = 1.0
         if slot.on_epoch and scope is not None and scope.batched and slot.reduce_fx == "mean":
             size = batch_size if batch_size is not None else self._batch_size()
@@ -164,6 +168,12 @@ class Logbook:
             )
         on_step = scope.on_step if on_step is None else on_step
         on_epoch = scope.on_epoch if on_epoch is None else on_epoch
+        if not on_step and not on_epoch:
+            raise ConfigError(
+                f"self.log({name!r}, on_step=False, on_epoch=False) logs nothing.",
+                why="a metric is written on steps, over the epoch, or both.",
+                fix="leave one of them out.",
+            )
         if not scope.batched and on_step:
             raise ConfigError(
                 f"self.log({name!r}, on_step=True) in {scope.hook}.",
@@ -237,10 +247,15 @@ class Logbook:
 
 
 def as_floats(values: dict[str, Number]) -> dict[str, float]:
-    """The values as Python floats, fetched from their device in one copy. Syncs."""
-    tensors = [value.to(_wide(value)) for value in values.values() if isinstance(value, Tensor)]
-    fetched = iter(torch.stack(tensors).tolist() if tensors else ())
-    return {name: next(fetched) if isinstance(value, Tensor) else float(value) for name, value in values.items()}
+    """The values as Python floats, fetched from each device in one copy. Syncs."""
+    by_device: dict[torch.device, dict[str, Tensor]] = {}
+    for name, value in values.items():
+        if isinstance(value, Tensor):
+            by_device.setdefault(value.device, {})[name] = value.to(_wide(value))
+    fetched: dict[str, float] = {}
+    for tensors in by_device.values():
+        fetched.update(zip(tensors, torch.stack(list(tensors.values())).tolist(), strict=True))
+    return {name: fetched[name] if name in fetched else float(value) for name, value in values.items()}
 
 
 def _wide(value: Tensor) -> torch.dtype:

@@ -185,6 +185,10 @@ class Module(HasHyperParameters, nn.Module):
             )
         return trainer
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Copies and pickles leave the run behind."""
+        return {name: value for name, value in self.__dict__.items() if name not in ("_trainer", "_logbook")}
+
     @property
     def logger(self) -> Logger | None:
         """The first of the Trainer's loggers; None without any."""

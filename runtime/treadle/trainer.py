@@ -366,14 +366,17 @@ class Trainer:
 
     @property
     def progress_bar_metrics(self) -> dict[str, float]:
-        """What was logged with ``prog_bar=True``. Syncs."""
-        if self._run is None or self._run.book is None:
-            return {}
-        return as_floats({**self._run.book.epoch_values(of="prog_bar"), **self._run.book.step_values(of="prog_bar")})
+        """What was logged with ``prog_bar=True``: its newest value. Syncs."""
+        values = dict(self._results.shown)
+        if self._run is not None and (book := self._run.book) is not None:
+            values.update({**book.epoch_values(of="prog_bar"), **book.step_values(of="prog_bar")})
+        return as_floats(values)
 
     def is_fresh(self, metric: str) -> bool:
         """Whether ``metric`` was found after the batch trained on last."""
-        return self._results.is_fresh(metric, self.progress.batches)
+        book = self._run.book if self._run is not None else None
+        logged_on_steps = book is not None and metric in book.step_values()
+        return logged_on_steps or self._results.is_fresh(metric, self.progress.batches)
 
     @property
     def logger(self) -> Logger | None:
@@ -512,9 +515,12 @@ class Trainer:
             raise
         finally:
             run.close_book()
-            if datamodule is not None:
-                datamodule.teardown(name)
-            hooks.call(None, "teardown", name)
+            try:
+                if datamodule is not None:
+                    datamodule.teardown(name)
+                hooks.call(None, "teardown", name)
+            finally:
+                run.leave()
         for logger in self.loggers:
             logger.finalize("success")
 

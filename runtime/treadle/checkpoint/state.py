@@ -42,6 +42,8 @@ class Checkpoint(Weights, total=False):
     datamodule_hyper_parameters: dict[str, Any]
     metrics: list[Any]
     """Accumulators of ``self.log`` in the running epoch."""
+    results: dict[str, Any]
+    """The newest value of every metric."""
     stream: dict[str, Any]
     """Where the training data stands."""
     rng: RNGState

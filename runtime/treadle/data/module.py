@@ -56,6 +56,10 @@ class DataModule(HasHyperParameters):
             )
         return trainer
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Copies and pickles leave the run behind."""
+        return {name: value for name, value in self.__dict__.items() if name != "_trainer"}
+
     def _missing(self, loader: str) -> ModuleError:
         return ModuleError(
             f"{type(self).__name__} has no {loader}.",

@@ -101,7 +101,8 @@ class Stream:
             DataError: The loader can't tell and the batch's tensors don't agree.
         """
         if self._size is None:
-            self._size = _agreed_size(self._batch, getattr(self.loader, "batch_size", None))
+            always_full = getattr(self.loader, "drop_last", False)
+            self._size = _agreed_size(self._batch, self.loader.batch_size if always_full else None)
         return self._size
 
     def state_dict(self) -> StreamState:

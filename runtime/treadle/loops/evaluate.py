@@ -65,7 +65,7 @@ def evaluate(
         call(book, f"on_{stage.hooks}_epoch_end")
         values = book.epoch_values()
         if keep:
-            run.results.update(book.callback_values(), run.progress.batches)
+            run.results.keep(book, run.progress.batches)
             run.write(book.epoch_values(of="logger"), step=max(run.progress.global_step - 1, 0))
         book.scope = None
         call(None, f"on_{stage.hooks}_end")
@@ -80,7 +80,7 @@ def predict(run: Run, stream: Stream, *, return_predictions: bool) -> list[Any] 
         What it returned for each batch, on the CPU; None when not asked for, and then nothing piles up in memory.
     """
     run.stage = PREDICT.name
-    book = Logbook(stream.batch_size, run.fabric.all_reduce)
+    book = Logbook(stream.batch_size, run.fabric.all_reduce)  # which no hook of a prediction has a scope for
     kept: list[Any] | None = [] if return_predictions else None
     with inference_mode(run.module):
         run.hooks.call(book, "on_predict_start")

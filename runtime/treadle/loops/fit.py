@@ -53,8 +53,9 @@ class FitLoop:
         run.hooks.call(self.book, "on_train_start")
         while not self.is_over():
             self.epoch()
-        run.hooks.call(None, "on_train_end")
+        run.results.keep(self.book, run.progress.batches)
         run.close_book()
+        run.hooks.call(None, "on_train_end")
 
     def epoch(self) -> None:
         """
@@ -95,6 +96,7 @@ class FitLoop:
             if self.val_every and self.validation_is_due():
                 self.validate()
             stops = self.should_stop() and stream.consumed != stream.length
+            book.scope = None
             for listener in savepoints:
                 listener(stops)
             if stops:
@@ -140,6 +142,7 @@ class FitLoop:
         progress.epoch += 1
         progress.batch = 0
         final = self.is_over()
+        self.book.scope = None
         for listener in run.hooks["on_savepoint"]:
             listener(final)
 
@@ -150,9 +153,9 @@ class FitLoop:
 
     def end_epoch_hooks(self) -> None:
         run, progress = self.run, self.run.progress
-        run.results.update(self.book.callback_values(), progress.batches)
+        run.results.keep(self.book, progress.batches)
         run.hooks.call(self.book, "on_train_epoch_end")
-        run.results.update(self.book.callback_values(), progress.batches)
+        run.results.keep(self.book, progress.batches)
         run.write(self.book.epoch_values(of="logger"), step=max(progress.global_step - 1, 0))
 
     def window(self, index: int) -> tuple[int, bool]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypedDict
 
 import torch
 from torch import Tensor
@@ -17,16 +17,27 @@ from treadle.module import Module
 from treadle.progress import Progress
 
 
+class ResultsState(TypedDict):
+    values: dict[str, Number]
+    found_at: dict[str, int]
+    shown: dict[str, Number]
+
+
 class Results:
     """The newest value of every metric, and when it was found."""
 
     def __init__(self) -> None:
         self._values: dict[str, Number] = {}
         self._found_at: dict[str, int] = {}
+        self.shown: dict[str, Number] = {}
+        """Those meant for the progress bar."""
 
-    def update(self, values: dict[str, Number], batches: int) -> None:
+    def keep(self, book: Logbook, batches: int) -> None:
+        """Take over what ``book`` knows now, ``batches`` being those trained on so far."""
+        values = {**book.step_values(), **book.callback_values()}
         self._values.update(values)
         self._found_at.update(dict.fromkeys(values, batches))
+        self.shown.update(book.epoch_values(of="prog_bar"))
 
     def is_fresh(self, name: str, batches: int) -> bool:
         """Whether it was found after the batch trained on last."""
@@ -34,6 +45,13 @@ class Results:
 
     def tensors(self) -> dict[str, Tensor]:
         return {name: torch.as_tensor(value) for name, value in self._values.items()}
+
+    def state_dict(self) -> ResultsState:
+        return ResultsState(values=dict(self._values), found_at=dict(self._found_at), shown=dict(self.shown))
+
+    def load_state_dict(self, state: ResultsState) -> None:
+        self._values, self._found_at = dict(state["values"]), dict(state["found_at"])
+        self.shown = dict(state["shown"])
 
 
 @dataclass
@@ -54,6 +72,9 @@ class Run:
     logged: dict[str, float] = field(default_factory=dict)
     """The newest value of everything written to loggers."""
 
+    def __post_init__(self) -> None:
+        self.close_book()
+
     def write(self, values: dict[str, Number], step: int) -> None:
         """Write a row to every logger. Syncs the device."""
         if not values:
@@ -70,7 +91,12 @@ class Run:
         self.module.__dict__["_logbook"] = book
 
     def close_book(self) -> None:
+        """Until the next is opened, there is nothing to log to; doing so is an error."""
         self.book, self.stage = None, ""
+        self.module.__dict__["_logbook"] = Logbook(lambda: 1, self.fabric.all_reduce)
+
+    def leave(self) -> None:
+        """The module works alone from here on."""
         self.module.__dict__.pop("_logbook", None)
 
 

@@ -59,6 +59,7 @@ def checkpoint_of(parts: Parts, *, weights_only: bool) -> Checkpoint:
         checkpoint["callbacks"] = {callback.state_key: callback.state_dict() for callback in parts.callbacks}
         checkpoint["loggers"] = {key: logger.state_dict() for key, logger in logger_keys(run.loggers)}
         checkpoint["rng"] = capture_rng(run.fabric.device)
+        checkpoint["results"] = dict(run.results.state_dict())
         if parts.loop is not None:
             checkpoint["metrics"] = list(parts.loop.book.state_dict())
             checkpoint["stream"] = dict(parts.loop.stream.state_dict())
@@ -114,6 +115,7 @@ def restore_training(parts: Parts, checkpoint: Checkpoint) -> None:
     run.fabric.precision.load_state_dict(checkpoint["precision"])
     loop.book.load_state_dict(checkpoint["metrics"], run.fabric.device)
     loop.stream.load_state_dict(checkpoint["stream"])  # type: ignore[arg-type]
+    run.results.load_state_dict(checkpoint["results"])  # type: ignore[arg-type]
     loop.rng = checkpoint["rng"]
 
 
