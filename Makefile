@@ -25,7 +25,7 @@ demo: $(VENV)/.ready
 	@.ci/demo "$(VENV)"
 
 test: lint
-	"$(BIN)/python" -m pytest -n 2 --dist loadfile
+	OMP_NUM_THREADS=1 "$(BIN)/python" -m pytest -n 2 --dist loadfile # one thread each: more would wait for one another
 
 lint: $(VENV)/.ready-for-tests
 	"$(BIN)/black" --check .
