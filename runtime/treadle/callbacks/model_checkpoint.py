@@ -133,7 +133,8 @@ class ModelCheckpoint(Callback):
             return progress.batch == 0 or progress.validated == progress.batches
         match self._every.unit:
             case "steps":
-                return progress.window == 0 and progress.batch > 0 and progress.global_step % self._every.count == 0
+                stepped = progress.window == 0 and progress.batch > 0 and progress.global_step > 0
+                return stepped and progress.global_step % self._every.count == 0
             case "epochs":
                 return progress.batch == 0 and progress.epoch % self._every.count == 0
             case _:
@@ -249,7 +250,14 @@ def _rhythm(steps: int | None, epochs: int | None, interval: timedelta | None, w
             return Every(f"{time_between.total_seconds():f} s")
         case {"every": str(text)}:
             return Every(text)
-    return None
+    if not named:
+        return None
+    ((name, value),) = named.items()
+    raise ConfigError(
+        f"ModelCheckpoint({name}={value!r}).",
+        why="train_time_interval is a timedelta, and every is a rhythm in words.",
+        fix='every="30 min"',
+    )
 
 
 def _no_metric(name: str, known: list[str]) -> ConfigError:

@@ -154,8 +154,10 @@ class FitLoop:
     def end_epoch_hooks(self) -> None:
         run, progress = self.run, self.run.progress
         run.results.keep(self.book, progress.batches)
-        run.hooks.call(self.book, "on_train_epoch_end")
-        run.results.keep(self.book, progress.batches)
+        self.book.scope = scope_of("on_train_epoch_end")
+        for listener in run.hooks["on_train_epoch_end"]:
+            listener()
+            run.results.keep(self.book, progress.batches)  # the next may follow what this one logged
         run.write(self.book.epoch_values(of="logger"), step=max(progress.global_step - 1, 0))
 
     def window(self, index: int) -> tuple[int, bool]:
