@@ -90,10 +90,10 @@ def plain_hyperparameters(owner: HasHyperParameters) -> dict[str, Any]:
 
 
 def _is_plain(value: Any) -> bool:
-    if isinstance(value, (list, tuple)):
+    if type(value) in (list, tuple):
         return all(map(_is_plain, value))
-    if isinstance(value, dict):
-        return all(isinstance(key, (str, int)) and _is_plain(item) for key, item in value.items())
+    if type(value) is dict:
+        return all(type(key) in PLAIN and _is_plain(item) for key, item in value.items())
     return type(value) in PLAIN
 
 

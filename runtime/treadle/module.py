@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from treadle.checkpoint import read
-from treadle.errors import ModuleError, warn
+from treadle.checkpoint import Checkpoint, read
+from treadle.errors import CheckpointError, ModuleError, warn
 from treadle.hyperparameters import HasHyperParameters, arguments_for
 from treadle.metrics import Logbook, ReduceFx
 
@@ -241,8 +241,25 @@ class Module(HasHyperParameters, nn.Module):
         checkpoint = read(Path(path), map_location=map_location)
         module = cls(**arguments_for(cls, checkpoint.get("hyper_parameters", {}), hyperparameters, path))
         module.on_load_checkpoint(dict(checkpoint))
-        module.load_state_dict(checkpoint["state_dict"], strict=strict)
+        load_weights(module, checkpoint, strict=strict)
         return module
+
+
+def load_weights(module: Module, checkpoint: Checkpoint, *, strict: bool = True) -> None:
+    """Give ``module`` the weights of ``checkpoint``.
+
+    Raises:
+        CheckpointError: They are not those of such a module.
+    """
+    try:
+        module.load_state_dict(checkpoint["state_dict"], strict=strict)
+    except RuntimeError as error:
+        raise CheckpointError(
+            f"the checkpoint's weights don't fit {type(module).__name__}.",
+            why=" ".join(str(error).split()),
+            fix=f"make the module as it was saved: {checkpoint['hparams_name']} with "
+            f"{checkpoint['hyper_parameters'] or 'its defaults'}.",
+        ) from None
 
 
 def _missing(module: Module, method: str, fix: str) -> ModuleError:

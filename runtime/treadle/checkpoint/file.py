@@ -5,15 +5,25 @@ from __future__ import annotations
 import os
 import pickle
 import shutil
+import struct
+import warnings
+import zlib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, cast
-from zipfile import BadZipFile
+from typing import IO, Any, cast
+from zipfile import BadZipFile, ZipFile, is_zipfile
 
 import torch
 
-from treadle.checkpoint.state import FORMAT, Checkpoint, plain
+from treadle.checkpoint.state import FORMAT, Checkpoint, Weights, plain
 from treadle.errors import CheckpointError
+
+
+DAMAGE = (
+    *(RuntimeError, EOFError, ValueError, KeyError, OSError, OverflowError),
+    *(BadZipFile, NotImplementedError, struct.error, zlib.error),
+)
+"""What reading a damaged file may raise."""
 
 
 def write(path: Path, checkpoint: Mapping[str, Any]) -> None:
@@ -33,13 +43,27 @@ def write_plain(path: Path, value: Any) -> None:
     partial = _partial(path)
     try:
         with partial.open("wb") as file:
-            torch.save(content, file)
+            _save(content, file)
             file.flush()
             os.fsync(file.fileno())
         partial.replace(path)
     finally:
         partial.unlink(missing_ok=True)
     _flush_folder(path.parent)
+
+
+def _save(content: Any, file: IO[bytes]) -> None:
+    with_sums = torch.serialization.get_crc32_options()
+    torch.serialization.set_crc32_options(True)  # reading checks them
+    try:
+        torch.save(content, file)
+    except RuntimeError as error:
+        # A write that failed also leaves torch's zip unfinished, which it reports on top.
+        if isinstance(error.__context__, OSError):
+            raise error.__context__ from None
+        raise
+    finally:
+        torch.serialization.set_crc32_options(with_sums)
 
 
 def link(source: Path, path: Path) -> None:
@@ -75,7 +99,10 @@ def read(path: Path, map_location: str | torch.device = "cpu") -> Checkpoint:
             fix='give the path of a .ckpt file, or "last" for the newest state of the newest run.',
         )
     try:
-        content = torch.load(path, map_location=map_location, weights_only=True)
+        with warnings.catch_warnings():
+            _check_sums(path)
+            warnings.simplefilter("ignore")  # torch's thoughts on a stranger's pickle; it is refused below
+            content = torch.load(path, map_location=map_location, weights_only=True)
     except pickle.UnpicklingError as error:
         raise CheckpointError(
             f"{path} holds something other than tensors and plain values.",
@@ -83,7 +110,7 @@ def read(path: Path, map_location: str | torch.device = "cpu") -> Checkpoint:
             f"({_first_line(error)}).",
             fix="use a checkpoint that treadle wrote; ask where this one comes from.",
         ) from None
-    except (RuntimeError, EOFError, BadZipFile, ValueError, KeyError, OSError) as error:
+    except DAMAGE as error:
         raise CheckpointError(
             f"{path} is damaged: its {path.stat().st_size:,} bytes are not a whole checkpoint.",
             why=f"reading it says: {_first_line(error)}.",
@@ -92,11 +119,21 @@ def read(path: Path, map_location: str | torch.device = "cpu") -> Checkpoint:
     return _recognised(content, path)
 
 
+def _check_sums(path: Path) -> None:
+    """Hold each part of the file against its checksum, which ``torch.load`` doesn't: a flipped bit would go unseen."""
+    if is_zipfile(path):
+        with ZipFile(path) as archive:
+            # Marked as a folder, a part would be left out of the memory that torch makes for it.
+            folders = [part.filename for part in archive.infolist() if part.external_attr & 0x10]
+            if part := archive.testzip() or next(iter(folders), None):
+                raise BadZipFile(f"{part} is not what was written")
+
+
 def _recognised(content: Any, path: Path) -> Checkpoint:
     found = content.get("format") if isinstance(content, dict) else None
-    if found == FORMAT:
+    if found == FORMAT and Weights.__required_keys__ <= content.keys():
         return cast(Checkpoint, content)
-    if isinstance(found, int):
+    if isinstance(found, int) and found != FORMAT:
         raise CheckpointError(
             f"{path} has checkpoint format {found}, this version reads {FORMAT}.",
             why="the layout of the file changed between releases.",

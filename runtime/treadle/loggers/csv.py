@@ -61,7 +61,8 @@ class CSVLogger:
 
     def log_hyperparams(self, params: Mapping[str, Any]) -> None:
         self.log_dir.mkdir(parents=True, exist_ok=True)
-        (self.log_dir / "hparams.json").write_text(json.dumps(dict(params), indent=2, default=repr) + "\n")
+        text = json.dumps(_with_text_keys(dict(params)), indent=2, default=repr)
+        (self.log_dir / "hparams.json").write_text(text + "\n", encoding="utf-8")
 
     def save(self) -> None:
         if self._file is not None:
@@ -127,6 +128,13 @@ class CSVLogger:
             os.fsync(file.fileno())
         partial.replace(self.path)
         self._columns = columns
+
+
+def _with_text_keys(value: Any) -> Any:
+    """JSON has no other keys."""
+    if isinstance(value, dict):
+        return {key if isinstance(key, str) else repr(key): _with_text_keys(item) for key, item in value.items()}
+    return [_with_text_keys(item) for item in value] if isinstance(value, (list, tuple)) else value
 
 
 def _next_version(folder: Path) -> int:

@@ -16,7 +16,7 @@ from treadle.hyperparameters import plain_hyperparameters
 from treadle.loggers import Logger
 from treadle.loops.fit import FitLoop
 from treadle.loops.run import Run
-from treadle.module import Module
+from treadle.module import Module, load_weights
 from treadle.optim import Optimizers
 from treadle.seeding import capture_rng
 from treadle.version import __version__
@@ -81,7 +81,7 @@ def restore_model(parts: Parts, checkpoint: Checkpoint) -> None:
     """What is needed to evaluate: weights, the data's state and the counters."""
     run = parts.run
     run.module.on_load_checkpoint(dict(checkpoint))
-    _load_weights(run.module, checkpoint)
+    load_weights(run.module, checkpoint)
     if parts.datamodule is not None and "datamodule" in checkpoint:
         parts.datamodule.load_state_dict(checkpoint["datamodule"])
     run.progress.load_state_dict(checkpoint["progress"])
@@ -121,18 +121,6 @@ def restore_training(parts: Parts, checkpoint: Checkpoint) -> None:
 
 def _gradients(module: Module) -> dict[str, Any]:
     return {name: p.grad for name, p in module.named_parameters() if p.grad is not None}
-
-
-def _load_weights(module: Module, checkpoint: Checkpoint) -> None:
-    try:
-        module.load_state_dict(checkpoint["state_dict"])
-    except RuntimeError as error:
-        raise CheckpointError(
-            f"the checkpoint's weights don't fit {type(module).__name__}.",
-            why=" ".join(str(error).split()),
-            fix=f"make the module as it was saved: {checkpoint['hparams_name']} with "
-            f"{checkpoint['hyper_parameters'] or 'its defaults'}.",
-        ) from None
 
 
 def _require_training_state(checkpoint: Checkpoint, optimizers: Optimizers) -> None:
