@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import importlib
 import inspect
+import os
 import re
 import sys
 from collections.abc import Sequence
@@ -139,6 +140,7 @@ def _parser(verb: str, model: type[Module], data: type[DataModule]) -> Any:
         usage=f"{_program()} {verb} --config FILE [--config OVERLAY] [--GROUP.NAME VALUE] ...",
         description=VERBS[verb].capitalize() + ".",
         exit_on_error=False,
+        allow_abbrev=False,
     )
     parser.add_argument(
         "--config", action=ActionConfigFile, help="A YAML file. Given again, the later one overrides what it names."
@@ -185,11 +187,9 @@ def _explained(message: str, parser: Any) -> ConfigError:
         group = f"{match['group']}." if match["group"] else ""
         return _unknown_key(group + (match["key"] or match["flag"]), _setting_names(parser))
     if at == "config":
-        return ConfigError(
-            f"{' '.join(message.split(':', 1)[1].split())}.",
-            why="--config names a YAML file.",
-            fix="check the path, relative to the folder you are in.",
-        )
+        return _no_config(" ".join(message.split(":", 1)[1].split()))
+    if match := re.search(r"argument (--[\w.]+): expected one argument", message):
+        return ConfigError(f"{match[1]} has no value.", why="each setting is given one.", fix=f"{match[1]} VALUE")
     if match := _VALUE.search(message):
         return _wrong_value(match["key"], match["problem"], match["value"])
     return ConfigError(
@@ -199,7 +199,19 @@ def _explained(message: str, parser: Any) -> ConfigError:
     )
 
 
+def _no_config(problem: str) -> ConfigError:
+    """A config that isn't there; one of a similar name beside it is named."""
+    fix = "check the path, relative to the folder you are in."
+    if missing := re.search(r"'(.*)'", problem):
+        path = Path(os.path.relpath(missing[1]))
+        if others := sorted(str(other) for other in path.parent.glob("[!.]*.yaml")):
+            fix = nearest(str(path), others)
+    return ConfigError(f"{problem}.", why="--config names a YAML file.", fix=fix)
+
+
 def _wrong_value(key: str, problem: str, value: str | None) -> ConfigError:
+    if value is None and (given := re.search(r"Got value: (.*)", problem)):
+        value, problem = given[1], problem[: given.start()]
     kinds = {"NoneType": "null", "str": "text", "int": "a whole number", "float": "a number", "bool": "true or false"}
     expected = sorted(
         {kinds.get(kind, kind) for kind in re.findall(r"Expected an? <class '(?:[\w.]*\.)?(\w+)'>", problem)}
@@ -229,7 +241,8 @@ _PARSERS_OWN = ("help", "print_config", "print_shtab")
 
 
 def _setting_names(parser: Any) -> list[str]:
-    return [action.dest for action in parser._actions if action.dest not in _PARSERS_OWN]
+    names = [action.dest for action in parser._actions if action.dest not in _PARSERS_OWN]
+    return [name for name in names if not name.endswith(".help")]
 
 
 def _explained_class(at: str | None, class_path: str, problem: str) -> ConfigError:

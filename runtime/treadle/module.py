@@ -254,12 +254,26 @@ def load_weights(module: Module, checkpoint: Checkpoint, *, strict: bool = True)
     try:
         module.load_state_dict(checkpoint["state_dict"], strict=strict)
     except RuntimeError as error:
+        saved = checkpoint["hyper_parameters"]
+        differ = [name for name, value in saved.items() if name in module.hparams and module.hparams[name] != value]
+        then, now = ({name: source[name] for name in differ} for source in (saved, module.hparams))
         raise CheckpointError(
             f"the checkpoint's weights don't fit {type(module).__name__}.",
-            why=" ".join(str(error).split()),
-            fix=f"make the module as it was saved: {checkpoint['hparams_name']} with "
-            f"{checkpoint['hyper_parameters'] or 'its defaults'}.",
+            why=(
+                f"it was saved with {_settings(then)}, and the module has {_settings(now)}."
+                if differ
+                else " ".join(str(error).split())
+            ),
+            fix=(
+                f"use {_settings(then)}: the same configs, overlays and overrides as for the run that was saved."
+                if differ
+                else f"make the module as it was saved: {checkpoint['hparams_name']} with {_settings(saved) or 'its defaults'}."
+            ),
         ) from None
+
+
+def _settings(values: Mapping[str, Any]) -> str:
+    return ", ".join(f"{name}={value!r}" for name, value in values.items())
 
 
 def _missing(module: Module, method: str, fix: str) -> ModuleError:

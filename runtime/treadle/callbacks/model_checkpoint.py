@@ -44,7 +44,7 @@ class ModelCheckpoint(Callback):
         every_n_epochs: Save after so many epochs.
         train_time_interval: Save after so much time.
         every: The same in words: ``"200 steps"``, ``"2 epochs"``, ``"30 min"``. Default rhythm: after each validation
-            and each epoch.
+            and each epoch. With ``monitor``, a rhythm of steps or time saves after each validation too.
 
     Raises:
         ConfigError: Two rhythms, or settings that contradict each other; while fitting, a metric that is not there.
@@ -134,11 +134,15 @@ class ModelCheckpoint(Callback):
         match self._every.unit:
             case "steps":
                 stepped = progress.window == 0 and progress.batch > 0 and progress.global_step > 0
-                return stepped and progress.global_step % self._every.count == 0
+                return (stepped and progress.global_step % self._every.count == 0) or self._found_anew(progress)
             case "epochs":
                 return progress.batch == 0 and progress.epoch % self._every.count == 0
             case _:
-                return time.monotonic() - self._started >= self._every.count
+                return time.monotonic() - self._started >= self._every.count or self._found_anew(progress)
+
+    def _found_anew(self, progress: Progress) -> bool:
+        """A validation is just over: the best by ``monitor`` may be this state, whatever the rhythm of steps or time."""
+        return self.monitor is not None and progress.validated == progress.batches
 
     # --- which ---
 
