@@ -32,7 +32,7 @@ def device_for(accelerator: str) -> torch.device:
             raise ConfigError(
                 f"accelerator={accelerator!r} is unknown.",
                 why=f"known accelerators are {', '.join(known)}.",
-                fix=nearest(accelerator, known),
+                fix=nearest(str(accelerator), known),
             )
 
 

@@ -25,7 +25,7 @@ from treadle.loops.finding import FOLDER, best_state, is_newest_state, newest_st
 from treadle.loops.fit import FitLoop
 from treadle.loops.optimization import AutomaticOptimization
 from treadle.loops.run import Results, Run
-from treadle.loops.settings import Duration, Limits, Rhythm, Stepping, check_limit
+from treadle.loops.settings import Duration, Limits, Rhythm, Stepping, check_count, check_flag
 from treadle.loops.state import (
     Parts,
     checkpoint_of,
@@ -99,9 +99,9 @@ class Trainer:
         callbacks: Callback | Sequence[Callback] | None = None,
         fast_dev_run: bool | int = False,
         max_epochs: int | None = None,
-        min_epochs: int = 0,
+        min_epochs: int | None = None,
         max_steps: int = -1,
-        min_steps: int = 0,
+        min_steps: int | None = None,
         limit_train_batches: int | float = 1.0,
         limit_val_batches: int | float = 1.0,
         limit_test_batches: int | float = 1.0,
@@ -118,7 +118,9 @@ class Trainer:
         detect_anomaly: bool = False,
         default_root_dir: str | os.PathLike[str] | None = None,
     ) -> None:
-        check_limit("fast_dev_run", int(fast_dev_run))
+        check_count("fast_dev_run", fast_dev_run)
+        check_flag("enable_checkpointing", enable_checkpointing)
+        check_flag("enable_progress_bar", enable_progress_bar)
         self.fast_dev_run = int(fast_dev_run)
         if self.fast_dev_run:
             max_epochs, max_steps, num_sanity_val_steps, logger, val_check_interval = (
@@ -132,7 +134,12 @@ class Trainer:
             callbacks = [c for c in _listed(callbacks) if not isinstance(c, ModelCheckpoint)]
             limit_train_batches = limit_val_batches = limit_test_batches = limit_predict_batches = self.fast_dev_run
         self.fabric = Fabric(accelerator=accelerator, devices=devices, strategy=strategy, precision=precision)
-        self.duration = Duration(max_epochs=max_epochs, min_epochs=min_epochs, max_steps=max_steps, min_steps=min_steps)
+        self.duration = Duration(
+            max_epochs=max_epochs,
+            min_epochs=0 if min_epochs is None else min_epochs,
+            max_steps=max_steps,
+            min_steps=0 if min_steps is None else min_steps,
+        )
         self.limits = Limits(
             train=limit_train_batches, val=limit_val_batches, test=limit_test_batches, predict=limit_predict_batches
         )
@@ -148,7 +155,7 @@ class Trainer:
             gradient_clip_algorithm=gradient_clip_algorithm,
             detect_anomaly=detect_anomaly,
         )
-        self.default_root_dir = Path(default_root_dir or Path.cwd())
+        self.default_root_dir = _folder(default_root_dir)
         self.loggers: list[Logger] = _loggers(logger, self.default_root_dir)
         self.callbacks = _callbacks(callbacks, enable_checkpointing, enable_progress_bar)
         self.progress = Progress()
@@ -488,9 +495,19 @@ class Trainer:
         """Everything around a loop: attach, prepare, set up; afterwards, or after an error, tear down."""
         if not isinstance(module, Module):
             raise ModuleError(
-                f"{name} was given a {type(module).__name__}.",
-                why="it runs a treadle.Module, which says what a step is.",
-                fix="derive your model from treadle.Module, or wrap it in one.",
+                f"{name} was given {_described(module)}.",
+                why="it runs an object of treadle.Module, which says what a step is.",
+                fix=(
+                    f"{module.__name__}(...)"
+                    if isinstance(module, type)
+                    else "derive your model from treadle.Module, or wrap it in one."
+                ),
+            )
+        if isinstance(datamodule, type):
+            raise ModuleError(
+                f"datamodule is {_described(datamodule)}.",
+                why="the run reads from an object.",
+                fix=f"datamodule={getattr(datamodule, '__name__', 'MyData')}(...)",
             )
         _unique_keys(self.callbacks)
         self.datamodule, self._streams, self._continued = datamodule, {}, None
@@ -636,7 +653,9 @@ class Trainer:
 
 
 def _listed(callbacks: Callback | Sequence[Callback] | None) -> list[Callback]:
-    return [callbacks] if isinstance(callbacks, Callback) else list(callbacks or ())
+    if isinstance(callbacks, (list, tuple)):
+        return list(callbacks)
+    return [] if callbacks is None else [callbacks]  # type: ignore[list-item]
 
 
 def _callbacks(given: Callback | Sequence[Callback] | None, checkpointing: bool, bar: bool) -> list[Callback]:
@@ -645,7 +664,7 @@ def _callbacks(given: Callback | Sequence[Callback] | None, checkpointing: bool,
     for callback in callbacks:
         if not isinstance(callback, Callback):
             raise ConfigError(
-                f"callbacks has a {type(callback).__name__}.",
+                f"callbacks has {_described(callback)}.",
                 why="the loops call the hooks of treadle.Callback.",
                 fix="derive it from treadle.Callback, and pass an object, not a class.",
             )
@@ -685,13 +704,25 @@ def _loggers(logger: bool | Logger | Sequence[Logger], root: Path) -> list[Logge
         return []
     loggers = list(logger) if isinstance(logger, (list, tuple)) else [logger]
     for item in loggers:
-        if not isinstance(item, Logger):
+        if isinstance(item, type) or not isinstance(item, Logger):
             raise ConfigError(
-                f"logger is a {type(item).__name__}.",
+                f"logger is {_described(item)}.",
                 why="a logger has the methods of treadle.loggers.Logger.",
                 fix="logger=True for CSV files, or logger=CSVLogger(...).",
             )
     return loggers  # type: ignore[return-value]
+
+
+def _folder(path: str | os.PathLike[str] | None) -> Path:
+    if path is not None and not isinstance(path, (str, os.PathLike)):
+        raise ConfigError(
+            f"default_root_dir={path!r} is not a path.", why="runs are folders in it.", fix='default_root_dir="results"'
+        )
+    return Path(path or Path.cwd())
+
+
+def _described(value: object) -> str:
+    return f"the class {value.__name__}" if isinstance(value, type) else f"a {type(value).__name__}"
 
 
 def _datamodule(dataloaders: Any, datamodule: DataModule | None) -> DataModule | None:
@@ -711,4 +742,4 @@ def _short(path: Path) -> str:
 
 def _table(stage: str, metrics: dict[str, float]) -> str:
     width = max(map(len, [stage, *metrics]))
-    return "\n".join([f"{stage:{width}}", *(f"{name:{width}}  {value:.6g}" for name, value in sorted(metrics.items()))])
+    return "\n".join([stage, *(f"{name:{width}}  {value:.6g}" for name, value in sorted(metrics.items()))])

@@ -15,6 +15,23 @@ from treadle.module import Module, overrides
 if TYPE_CHECKING:
     from treadle.trainer import Trainer
 
+_STEPS = "do it in on_before_optimizer_step or on_before_zero_grad."
+_BATCHES = "do it in the step, or give batches a .to method of their own."
+_MODES = "do it in on_validation_start, on_test_start or on_predict_start."
+FOREIGN = {
+    **dict.fromkeys(("optimizer_step", "optimizer_zero_grad", "configure_gradient_clipping", "backward"), _STEPS),
+    **dict.fromkeys(("on_before_batch_transfer", "transfer_batch_to_device", "on_after_batch_transfer"), _BATCHES),
+    **{f"on_{stage}_model_eval": _MODES for stage in ("validation", "test", "predict")},
+    **{f"on_{stage}_model_train": _MODES for stage in ("validation", "test", "predict")},
+    **{f"{stage}_epoch_end": f"rename it to on_{stage}_epoch_end." for stage in ("validation", "test")},
+    "training_epoch_end": "rename it to on_train_epoch_end.",
+    "on_validation_model_zero_grad": _MODES,
+    "lr_scheduler_step": "return the scheduler with interval, frequency and monitor from configure_optimizers.",
+    "configure_callbacks": "Trainer(callbacks=[...])",
+    "configure_model": "make the layers in __init__.",
+}
+"""Methods that PyTorch Lightning calls and treadle doesn't, and what to do instead."""
+
 Listeners = tuple[Callable[..., Any], ...]
 
 
@@ -32,6 +49,7 @@ class Hooks(dict[str, Listeners]):
         for callback in callbacks:
             _reject_unknown(callback, HOOKS, strict=True)
         _reject_unknown(module, [name for name in dir(Module) if name.startswith("on_")], strict=False)
+        _reject_foreign(module)
         return cls({name: _listeners(name, trainer, callbacks, module) for name in HOOKS})
 
     def call(self, book: Logbook | None, name: str, *arguments: Any) -> None:
@@ -73,3 +91,20 @@ def _reject_unknown(owner: object, known: Iterable[str], *, strict: bool) -> Non
                 why="methods whose names start with 'on_' are called by the loops, and no loop calls this one.",
                 fix=f"rename it to {near[0]!r}." if near else "drop the 'on_' prefix.",
             )
+
+
+def _reject_foreign(module: Module) -> None:
+    """A module that was written for PyTorch Lightning must not run with some of its methods never called."""
+    for name, instead in FOREIGN.items():
+        if callable(getattr(module, name, None)):
+            raise ModuleError(
+                f"{type(module).__name__}.{name} would never be called.",
+                why="PyTorch Lightning has this hook, and this version of treadle has not.",
+                fix=instead,
+            )
+    if getattr(module, "automatic_optimization", True) is False:
+        raise ModuleError(
+            f"{type(module).__name__} has automatic_optimization = False.",
+            why="this version of treadle steps the optimizer itself, with the loss that training_step returns.",
+            fix="return the loss, or write the loop yourself with treadle.Fabric.",
+        )

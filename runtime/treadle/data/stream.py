@@ -43,6 +43,12 @@ class Stream:
     """
 
     def __init__(self, loader: Any, *, limit: int | float = 1.0, name: str = "the loader") -> None:
+        if isinstance(loader, type) or not (hasattr(loader, "__iter__") or hasattr(loader, "__getitem__")):
+            raise DataError(
+                f"{name} is {loader!r}, which can't be iterated.",
+                why="training and evaluation read one batch after the other from it.",
+                fix="pass a DataLoader, or any object with __iter__.",
+            )
         self.loader, self.name = loader, name
         self.length = _limited_length(loader, limit, name)
         """Batches an epoch; None if the loader can't tell and there is no limit."""

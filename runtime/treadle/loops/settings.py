@@ -26,7 +26,7 @@ class Duration:
     def __post_init__(self) -> None:
         for name in ("max_epochs", "max_steps"):
             value = getattr(self, name)
-            if value is not None and (not _whole(value) or value < -1):
+            if (not _whole(value) or value < -1) and not (name == "max_epochs" and value is None):
                 raise _out_of_range(name, value, "a whole number, or -1 for no bound", f"{name}=10")
         for name in ("min_epochs", "min_steps"):
             if not _whole(getattr(self, name)) or getattr(self, name) < 0:
@@ -93,12 +93,13 @@ class Stepping:
             raise _out_of_range(
                 "accumulate_grad_batches", self.accumulate_grad_batches, "a whole number from 1", "leave it out"
             )
-        if self.gradient_clip_val is not None and not self.gradient_clip_val > 0:
+        if self.gradient_clip_val is not None and not (_number(self.gradient_clip_val) and self.gradient_clip_val > 0):
             raise _out_of_range(
                 "gradient_clip_val", self.gradient_clip_val, "above 0, or None for no clipping", "gradient_clip_val=1.0"
             )
         if self.gradient_clip_algorithm not in ("norm", "value"):
             raise _out_of_range("gradient_clip_algorithm", self.gradient_clip_algorithm, '"norm" or "value"', '"norm"')
+        check_flag("detect_anomaly", self.detect_anomaly)
 
 
 def check_limit(name: str, value: Any) -> None:
@@ -108,6 +109,22 @@ def check_limit(name: str, value: Any) -> None:
         raise _out_of_range(
             name, value, "a count (int) or a fraction from 0.0 to 1.0 (float)", f"{name}=10 or {name}=0.1"
         )
+
+
+def check_count(name: str, value: Any) -> None:
+    """A whole number from 0, or True or False."""
+    if not isinstance(value, bool) and (not _whole(value) or value < 0):
+        raise _out_of_range(name, value, "True, False, or a count (int)", f"{name}=True")
+
+
+def check_flag(name: str, value: Any) -> None:
+    """True or False, and nothing that Python would take for one of them."""
+    if not isinstance(value, bool):
+        raise _out_of_range(name, value, "True or False", f"{name}=True")
+
+
+def _number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
 def _whole(value: Any) -> bool:

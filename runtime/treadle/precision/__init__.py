@@ -25,4 +25,10 @@ def precision_for(precision: str | int | Precision) -> Precision:
                 fix=nearest(name, ["32-true"]),
             )
         case own:
+            if isinstance(own, type) or not isinstance(own, Precision):
+                raise ConfigError(
+                    f"precision={own!r} is neither a name nor an object of one.",
+                    why="your own has the methods of treadle.precision.Precision.",
+                    fix=nearest(str(own), ["32-true"]),
+                )
             return own

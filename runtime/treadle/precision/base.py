@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from contextlib import AbstractContextManager
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
 
+@runtime_checkable
 class Precision(Protocol):
     """In which floating point formats weights, activations and gradients are. One file per precision."""
 

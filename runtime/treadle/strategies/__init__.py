@@ -27,4 +27,10 @@ def strategy_for(strategy: str | Strategy, device: torch.device) -> Strategy:
                 fix=nearest(name, ["auto", "single"]),
             )
         case own:
+            if isinstance(own, type) or not isinstance(own, Strategy):
+                raise ConfigError(
+                    f"strategy={own!r} is neither a name nor an object of one.",
+                    why="your own has the methods of treadle.strategies.Strategy.",
+                    fix=nearest(str(own), ["auto", "single"]),
+                )
             return own

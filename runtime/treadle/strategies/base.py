@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -12,6 +12,7 @@ from torch import Tensor, nn
 Reduction = Literal["mean", "sum", "min", "max"]
 
 
+@runtime_checkable
 class Strategy(Protocol):
     """Where parameters live and how gradients meet. One file per strategy; on several ranks, every method is
     collective: all ranks call it."""
