@@ -366,3 +366,31 @@ class TestAnOlderCheckpoint:
         assert (tmp_path / "runs/version_0/metrics.csv").read_text() == rows
         assert sorted(path.name for path in checkpoints.iterdir()) == files
         assert (tmp_path / "runs/version_1/metrics.csv").read_text().count("\n") > 10
+
+
+class TestARunKilledWhileItSaved:
+    def test_is_tidied_when_it_goes_on(self, tmp_path: Path) -> None:
+        """What the killed process had half written, or was about to remove, is gone in the end."""
+        loader = TestKilledAfterAnyBatch.shuffled
+        checkpoints = tmp_path / "runs/version_0/checkpoints"
+        run(tmp_path, loader(), kill_after=7)
+        displaced = torch.load(checkpoints / "last.ckpt", weights_only=True)["callbacks"]
+        (name,) = next(state["displaced"] for key, state in displaced.items() if key.startswith("ModelCheckpoint"))
+        (checkpoints / name).write_bytes(b"displaced, and not removed yet")
+        (checkpoints / ".last.ckpt.123.partial").write_bytes(b"half")
+        run(tmp_path, loader(), ckpt_path="last")
+        assert sorted(path.name for path in checkpoints.iterdir()) == ["epoch=1-step=10.ckpt", "last.ckpt"]
+
+    def test_touches_nothing_that_a_strangers_checkpoint_names_outside_the_folder(self, tmp_path: Path) -> None:
+        loader = TestKilledAfterAnyBatch.shuffled
+        run(tmp_path, loader(), kill_after=3)
+        outside = tmp_path / "precious.ckpt"
+        outside.write_text("mine")
+        last = tmp_path / "runs/version_0/checkpoints/last.ckpt"
+        state = torch.load(last, weights_only=True)
+        for callback in state["callbacks"].values():
+            if "displaced" in callback:
+                callback.update(displaced=["../../../precious.ckpt"], kept={"../../../precious.ckpt": None})
+        torch.save(state, last)
+        run(tmp_path, loader(), ckpt_path="last")
+        assert outside.read_text() == "mine"

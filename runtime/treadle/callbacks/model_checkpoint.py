@@ -81,6 +81,7 @@ class ModelCheckpoint(Callback):
         self._saved_at: tuple[int, int] | None = None
         self._started = time.monotonic()
         self._resumed = False
+        self._displaced: list[str] = []
 
     # --- what users read ---
 
@@ -117,8 +118,25 @@ class ModelCheckpoint(Callback):
         self._folder = self.dirpath or trainer.run_folder / "checkpoints"
         self._folder.mkdir(parents=True, exist_ok=True)
         # A run that branches off writes elsewhere; the files it comes from are not its own.
-        self._retention.kept = {n: s for n, s in self._retention.kept.items() if (self._folder / n).exists()}
+        self._retention.kept = {n: s for n, s in self._retention.kept.items() if self._is_own(n)}
+        if self._resumed:
+            self._tidy()
         self._started = time.monotonic()
+
+    def _is_own(self, name: str) -> bool:
+        """Whether there is such a file in the folder. Names come from a checkpoint, and may be a stranger's."""
+        assert self._folder is not None
+        path = (self._folder / name).resolve()
+        return path.suffix == ".ckpt" and path.is_file() and path.is_relative_to(self._folder.resolve())
+
+    def _tidy(self) -> None:
+        """Remove what a killed process was about to: a file it had displaced, one it had half written."""
+        assert self._folder is not None
+        for name in self._displaced:
+            if self._is_own(name) and name not in self._retention.kept:
+                (self._folder / name).unlink()
+        for partial in self._folder.glob(".*.ckpt.*.partial"):
+            partial.unlink()
 
     def on_savepoint(self, trainer: Trainer, module: Module, final: bool) -> None:
         progress = trainer.progress
@@ -151,6 +169,7 @@ class ModelCheckpoint(Callback):
         self._started = time.monotonic()
         before = dict(self._retention.kept)
         name, evicted = self._admitted(trainer) if keep else ("", None)
+        self._displaced = evicted or []
         path = self._folder / (LAST if evicted is None else name)
         if evicted is None and not self.save_last:
             return
@@ -161,7 +180,7 @@ class ModelCheckpoint(Callback):
             raise
         if evicted is not None and self.save_last:
             link(path, self._folder / LAST)
-        for old in evicted or ():
+        for old in self._displaced:
             (self._folder / old).unlink(missing_ok=True)
 
     def _admitted(self, trainer: Trainer) -> tuple[str, list[str] | None]:
@@ -202,11 +221,13 @@ class ModelCheckpoint(Callback):
         return f"ModelCheckpoint[{self.monitor},{self.mode},{self._every}]"
 
     def state_dict(self) -> dict[str, Any]:
-        return {**self._retention.state_dict(), "saved_at": self._saved_at, "best": self._retention.best}
+        own = {"saved_at": self._saved_at, "best": self._retention.best, "displaced": self._displaced}
+        return {**self._retention.state_dict(), **own}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self._retention.load_state_dict(state)
         self._saved_at = tuple(state["saved_at"]) if state["saved_at"] else None
+        self._displaced = list(state["displaced"])
         self._resumed = True
 
 
