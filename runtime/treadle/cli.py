@@ -11,6 +11,7 @@ import os
 import re
 import sys
 from collections.abc import Sequence
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, Literal
 
@@ -175,6 +176,10 @@ _UNKNOWN = re.compile(
     r"|unrecognized arguments: (?:--)?(?P<flag>[\w.]+)"
 )
 _CLASS = re.compile(r"Problem with given class_path '([\w.]+)':\s*(.*)")
+_NO_CLASS = re.compile(
+    r"Expected a dot import path string: (?P<short>\S+)"
+    r"|Import path (?P<other>\S+) does not correspond to a subclass of (?P<base>\w+)"
+)
 _VALUE = re.compile(r"Parser key \"(?P<key>[\w.]+)\":(?P<problem>.*?)(?:Given value: (?P<value>.*))?$", re.DOTALL)
 
 
@@ -183,6 +188,8 @@ def _explained(message: str, parser: Any) -> ConfigError:
     at = match["key"] if (match := _VALUE.search(message)) else None
     if match := _CLASS.search(message):
         return _explained_class(at, match[1], match[2])
+    if match := _NO_CLASS.search(message):
+        return _not_a_class(at, match["short"] or match["other"], match["base"])
     if match := _UNKNOWN.search(message):
         group = f"{match['group']}." if match["group"] else ""
         return _unknown_key(group + (match["key"] or match["flag"]), _setting_names(parser))
@@ -257,7 +264,7 @@ def _explained_class(at: str | None, class_path: str, problem: str) -> ConfigErr
             why=f"it takes {', '.join(accepted)}.",
             fix=nearest(option.split(".")[-1], accepted),
         )
-    if "has no attribute" in problem:
+    if "has no attribute" in problem and module in sys.modules:
         offered = [n for n in getattr(importlib.import_module(module), "__all__", []) if n[0].isupper()]
         return ConfigError(
             f"there is no class {class_path}{where}.",
@@ -268,6 +275,21 @@ def _explained_class(at: str | None, class_path: str, problem: str) -> ConfigErr
         f"{class_path}{where} can't be used.",
         why=" ".join(problem.split()),
         fix='write "class_path: module.ClassName", with its arguments below "init_args:".',
+    )
+
+
+def _not_a_class(at: str | None, class_path: str, base: str | None) -> ConfigError:
+    ours = [
+        f"treadle.{home}.{name}"
+        for home in ("callbacks", "loggers")
+        for name in importlib.import_module(f"treadle.{home}").__all__
+    ]
+    by_name = {path.rpartition(".")[2]: path for path in ours}
+    close = get_close_matches(class_path, [*by_name, *ours], n=1)
+    return ConfigError(
+        f"{class_path} in {at} is not a class{f' derived from {base}' if base else ''}.",
+        why="a class is named with its module.",
+        fix=f"did you mean {by_name.get(close[0], close[0])!r}?" if close else 'class_path: "my_project.callbacks.MyOwn"',
     )
 
 
