@@ -289,7 +289,11 @@ def _not_a_class(at: str | None, class_path: str, base: str | None) -> ConfigErr
     return ConfigError(
         f"{class_path} in {at} is not a class{f' derived from {base}' if base else ''}.",
         why="a class is named with its module.",
-        fix=f"did you mean {by_name.get(close[0], close[0])!r}?" if close else 'class_path: "my_project.callbacks.MyOwn"',
+        fix=(
+            f"did you mean {by_name.get(close[0], close[0])!r}?"
+            if close
+            else 'class_path: "my_project.callbacks.MyOwn"'
+        ),
     )
 
 

@@ -193,7 +193,7 @@ class TestALoader:
             def train_dataloader(self) -> Any:
                 return None
 
-        with pytest.raises(ModuleError, match="Nothing.train_dataloader returned None"):
+        with pytest.raises(ModuleError, match=r"Nothing\.train_dataloader returned None"):
             make_bare().fit(Classifier(), datamodule=Nothing())
 
     def test_is_not_taken_from_a_datamodules_class(self, make_bare: Any) -> None:

@@ -249,7 +249,9 @@ class TestTheRhythmOfSaving:
 
     def test_waits_for_the_validation_inside_an_epoch(self, fit: Any) -> None:
         """Default rhythm: after each validation, with its result; the epoch's end is a state of its own."""
-        trainer = fit(ModelCheckpoint(monitor="val_loss", save_top_k=-1), [1.0, 2.0], val_check_interval=1, max_epochs=1)
+        trainer = fit(
+            ModelCheckpoint(monitor="val_loss", save_top_k=-1), [1.0, 2.0], val_check_interval=1, max_epochs=1
+        )
         assert set(trainer.checkpoint_callback.best_k_models.values()) == {1.0, 2.0}
 
     def test_does_not_count_steps_that_did_not_happen(self, make_trainer: Any) -> None:

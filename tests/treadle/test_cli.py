@@ -177,7 +177,12 @@ class TestAMisspelledKey:
         [
             ("patience", "patiense", "EarlyStopping in trainer.callbacks has no argument 'patiense'", "'patience'"),
             ("EarlyStopping", "EarlyStoping", "no class treadle.callbacks.EarlyStoping", "'EarlyStopping'"),
-            ("treadle.callbacks.Early", "Erly", "ErlyStopping in trainer.callbacks is not a class", "'treadle.callbacks.E"),
+            (
+                "treadle.callbacks.Early",
+                "Erly",
+                "ErlyStopping in trainer.callbacks is not a class",
+                "'treadle.callbacks.E",
+            ),
             ("treadle.callbacks.", "treadle.callback.", "treadle.callback.EarlyStopping in trainer.callbacks", ""),
             ("treadle.callbacks.", "no_such.", "no_such.EarlyStopping in trainer.callbacks", ""),
             ("treadle.callbacks.EarlyStopping", "json.loads", "is not a class derived from Callback", "class_path"),

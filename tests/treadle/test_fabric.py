@@ -17,7 +17,9 @@ def model() -> nn.Sequential:
     return nn.Sequential(nn.Linear(2, 8), nn.Tanh(), nn.Dropout(0.2), nn.Linear(8, 1))
 
 
-BATCHES = [(torch.randn(4, 2, generator=g), torch.randn(4, 1, generator=g)) for g in [torch.Generator()] for _ in range(6)]
+BATCHES = [
+    (torch.randn(4, 2, generator=g), torch.randn(4, 1, generator=g)) for g in [torch.Generator()] for _ in range(6)
+]
 
 
 class TestAPlainLoop:

@@ -201,9 +201,7 @@ class TestTheOrderOfHooks:
     def test_of_an_evaluation_without_batches(self, make_bare: Any) -> None:
         """limit_val_batches=0: no hook of validation at all."""
         calls: list[str] = []
-        make_bare(callbacks=TracedCallback(calls), limit_val_batches=0).fit(
-            Traced(calls), datamodule=TracedData(calls)
-        )
+        make_bare(callbacks=TracedCallback(calls), limit_val_batches=0).fit(Traced(calls), datamodule=TracedData(calls))
         assert not [call for call in calls if "validation" in call or "sanity" in call or "val_dataloader" in call]
 
     def test_of_saving_and_resuming(self, make_trainer: Any) -> None:
@@ -369,7 +367,9 @@ class TestFastDevRun:
         trainer = treadle.Trainer(fast_dev_run=2, callbacks=recorder, default_root_dir=tmp_path)
         trainer.fit(Classifier(), datamodule=Points())
         trainer.test(datamodule=Points())
-        assert recorder.calls == ["on_train_batch_end"] * 2 + ["on_validation_batch_end"] * 2 + ["on_test_batch_end"] * 2
+        assert (
+            recorder.calls == ["on_train_batch_end"] * 2 + ["on_validation_batch_end"] * 2 + ["on_test_batch_end"] * 2
+        )
 
 
 # --- when validation runs ---
@@ -780,14 +780,13 @@ class TestTheUsersLoader:
         """set_epoch of a sampler that shuffles by epoch."""
 
         class ByEpoch(torch.utils.data.SequentialSampler):
-            epochs: list[int] = []
-
             def set_epoch(self, epoch: int) -> None:
-                self.epochs.append(epoch)
+                epochs.append(epoch)
 
+        epochs: list[int] = []
         data = NoisyPoints(4)
         make_bare(max_epochs=3).fit(Classifier(), DataLoader(data, 4, sampler=ByEpoch(data)))
-        assert ByEpoch.epochs == [0, 1, 2]
+        assert epochs == [0, 1, 2]
 
     def test_may_be_the_modules_own(self, make_bare: Any) -> None:
         class Complete(Weight):

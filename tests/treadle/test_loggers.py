@@ -47,7 +47,9 @@ class TestRows:
         assert float(rows[0]["loss"]) == value
         assert rows[1]["other"] == "nan"
 
-    @pytest.mark.parametrize("name", ["Genauigkeit für Äpfel", "损失", 'with, a comma and "quotes"', "a\nb", "val/loss"])
+    @pytest.mark.parametrize(
+        "name", ["Genauigkeit für Äpfel", "损失", 'with, a comma and "quotes"', "a\nb", "val/loss"]
+    )
     def test_may_have_any_name(self, logger: CSVLogger, name: str) -> None:
         logger.log_metrics({name: 0.5}, 1)
         logger.log_metrics({"another": 1.0}, 2)

@@ -1,5 +1,7 @@
 """Rhythms in words."""
 
+import ast
+
 import pytest
 
 from treadle import Every
@@ -26,9 +28,13 @@ class TestARhythm:
 
     @pytest.mark.parametrize("words", ["200 steps", "1 epoch", "90 s", "1.5 hours"])
     def test_is_shown_as_it_could_be_typed(self, words: str) -> None:
-        assert eval(repr(Every(words)), {"Every": Every}) == Every(words)
+        name, shown = repr(Every(words)).rstrip(")").split("(")
+        assert name == "Every"
+        assert Every(ast.literal_eval(shown)) == Every(words)
 
-    @pytest.mark.parametrize("words", ["", "often", "0 steps", "-1 epochs", "1.5 steps", "2 fortnights", "steps 3", "5"])
+    @pytest.mark.parametrize(
+        "words", ["", "often", "0 steps", "-1 epochs", "1.5 steps", "2 fortnights", "steps 3", "5"]
+    )
     def test_that_is_none_is_an_error(self, words: str) -> None:
         with pytest.raises(ConfigError, match="is not a rhythm") as error:
             Every(words)

@@ -57,10 +57,23 @@ class TestTheGlobalGenerators:
         state = capture_rng()
         expected = drawn()
         restore_rng(state)
-        with pytest.raises(KeyError), isolated_rng():
+        with isolated_rng():
+            drawn()
+        assert drawn() == expected
+
+    def test_are_untouched_by_an_isolated_block_that_fails(self) -> None:
+        state = capture_rng()
+        expected = drawn()
+        restore_rng(state)
+        with pytest.raises(KeyError):
+            self.draw_and_fail()
+        assert drawn() == expected
+
+    @staticmethod
+    def draw_and_fail() -> None:
+        with isolated_rng():
             drawn()
             raise KeyError
-        assert drawn() == expected
 
 
 class Owner:

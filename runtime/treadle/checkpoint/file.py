@@ -18,7 +18,6 @@ import torch
 from treadle.checkpoint.state import FORMAT, Checkpoint, Weights, plain
 from treadle.errors import CheckpointError
 
-
 DAMAGE = (
     *(RuntimeError, EOFError, ValueError, KeyError, OSError, OverflowError),
     *(BadZipFile, NotImplementedError, struct.error, zlib.error),

@@ -105,8 +105,8 @@ class AutomaticOptimization:
             return
         if self.progress.window != planned:
             # The window turned out shorter or longer than its losses were divided by.
-            if grads := [p.grad for p in self.parameters if p.grad is not None]:
-                torch._foreach_mul_(grads, planned / self.progress.window)
+            for gradient in [p.grad for p in self.parameters if p.grad is not None]:
+                gradient.mul_(planned / self.progress.window)
         if self._before_step:
             self.run.hooks.call(self.book, "on_before_optimizer_step", self.optimizer)
         if self.settings.gradient_clip_val is not None:
