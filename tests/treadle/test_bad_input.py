@@ -188,6 +188,17 @@ class TestALoader:
             make_bare().fit(Good(), loader)
         assert_helpful(error.value, "the train loader is")
 
+    @pytest.mark.parametrize("verb", ["fit", "validate", "test", "predict"])
+    @pytest.mark.parametrize(
+        "several", [lambda one: [one], lambda one: (one, one), lambda one: {"a": one}], ids=["list", "tuple", "dict"]
+    )
+    def test_that_is_several_is_an_error(self, make_bare: Any, verb: str, several: Any) -> None:
+        """The old library reads from many; here a list is one loader of batches, and a batch is never a loader."""
+        loaders = several(DataLoader(NoisyPoints(), 4))
+        with pytest.raises(DataError, match=rf"loader is a {type(loaders).__name__} of {len(loaders)}") as error:
+            getattr(make_bare(), verb)(Classifier(), loaders)
+        assert_helpful(error.value, "", "one DataLoader")
+
     def test_that_is_none_is_an_error(self, make_bare: Any) -> None:
         class Nothing(Points):
             def train_dataloader(self) -> Any:

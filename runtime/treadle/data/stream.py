@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from itertools import islice
 from typing import Any, TypedDict
@@ -48,6 +48,12 @@ class Stream:
                 f"{name} is {loader!r}, which can't be iterated.",
                 why="training and evaluation read one batch after the other from it.",
                 fix="pass a DataLoader, or any object with __iter__.",
+            )
+        if isinstance(loader, Mapping) or _is_several(loader):
+            raise DataError(
+                f"{name} is a {type(loader).__name__} of {len(loader)}.",
+                why="this version reads from one loader at a time.",
+                fix="pass one DataLoader; ConcatDataset and ChainDataset join data sets into one.",
             )
         self.loader, self.name = loader, name
         self.length = _limited_length(loader, limit, name)
@@ -224,6 +230,11 @@ def _state_holder(loader: Any) -> Any:
         if hasattr(candidate, "state_dict") and hasattr(candidate, "load_state_dict"):
             return candidate
     return None
+
+
+def _is_several(loader: Any) -> bool:
+    """Lists are read as batches; a list of loaders would give loaders for batches."""
+    return isinstance(loader, (list, tuple)) and any(isinstance(item, DataLoader) for item in loader)
 
 
 def _limited_length(loader: Any, limit: int | float, name: str) -> int | None:
