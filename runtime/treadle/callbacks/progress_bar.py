@@ -7,6 +7,7 @@ import time
 from typing import TYPE_CHECKING, Any, final
 
 from treadle.callbacks.base import Callback
+from treadle.errors import ConfigError
 
 if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
@@ -23,9 +24,18 @@ class RichProgressBar(Callback):
 
     Args:
         refresh_rate: Redraws a second, at most.
+
+    Raises:
+        ConfigError: A rate that is not above 0.
     """
 
     def __init__(self, refresh_rate: float = 10.0) -> None:
+        if not isinstance(refresh_rate, (int, float)) or not refresh_rate > 0:
+            raise ConfigError(
+                f"RichProgressBar(refresh_rate={refresh_rate!r}).",
+                why="it is redrawn so many times a second, at most.",
+                fix="RichProgressBar(refresh_rate=10), or Trainer(enable_progress_bar=False) for none.",
+            )
         self._interval = 1 / refresh_rate
         self._due = 0.0
         self._bar: Progress | None = None
@@ -60,14 +70,9 @@ class RichProgressBar(Callback):
         if self._bar is None:
             return
         if self._train is None:
-            self._train = self._bar.add_task("", metrics="")
-        length = trainer.num_training_batches
-        self._bar.reset(
-            self._train,
-            description=f"epoch {trainer.current_epoch}",
-            total=None if length == float("inf") else length,
-            completed=trainer.progress.batch,
-        )
+            length = trainer.num_training_batches
+            self._train = self._bar.add_task("", total=None if length == float("inf") else length, metrics="")
+        self._bar.reset(self._train, description=f"epoch {trainer.current_epoch}", completed=trainer.progress.batch)
 
     def on_train_batch_end(self, trainer: Trainer, module: Module, outputs: Any, batch: Any, batch_idx: int) -> None:
         if self._bar is not None and time.monotonic() >= self._due:
