@@ -75,13 +75,15 @@ class Slot:
         self.weight = 0.0
 
     def update(self, value: Number, size: float) -> None:
+        if self.on_step and isinstance(value, Tensor):
+            value = value.clone()  # the user's tensor may be changed in place before the value is written
         self.value = value
         if not self.on_epoch:
             return
         if isinstance(value, Tensor):
             # Half precision can't count beyond 2048, and sums of float32 lose digits: add up in 64 bits where they exist.
             # A copy, since the user's tensor may be changed in place later.
-            value = value.to(torch.float32 if value.device.type == "mps" else torch.float64, copy=True)
+            value = value.to(_wide(value), copy=True)
         match self.reduce_fx:
             case "mean":
                 self.total = value * size if self.total is None else self.total + value * size

@@ -377,6 +377,23 @@ class TestValues:
         assert not any(value.requires_grad for value in trainer.callback_metrics.values())
 
 
+    def test_are_written_as_they_were(self, logged: Any) -> None:
+        """A counter that is changed in place after it was logged, before the row is written."""
+
+        class Counter(Logs):
+            def training_step(self, batch: Any) -> Tensor:
+                self.log("seen", self.seen)
+                self.seen += 1
+                return self.weight * 1.0
+
+        model, logger = Counter("none"), MemoryLogger()
+        model.register_buffer("seen", torch.zeros(()))
+        treadle.Trainer(
+            max_epochs=1, logger=logger, enable_checkpointing=False, enable_progress_bar=False, log_every_n_steps=3
+        ).fit(model, NUMBERS)
+        assert [row["seen"] for row in logger.rows] == [2.0, 5.0]
+
+
 class TestOneNameTwice:
     def test_in_one_hook_with_other_settings_is_an_error(self, make_bare: Any) -> None:
         class Twice(Logs):
