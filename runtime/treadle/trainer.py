@@ -532,6 +532,8 @@ class Trainer:
             raise
         finally:
             run.close_book()
+            for stream in self._streams.values():
+                stream.close()
             try:
                 if datamodule is not None:
                     datamodule.teardown(name)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Iterator, Mapping
 from contextlib import contextmanager
 from itertools import islice
 from typing import Any, TypedDict
@@ -67,6 +67,7 @@ class Stream:
         self._saved: StreamState | None = None
         self._batch: Any = None
         self._size: int | None = None
+        self._running: Generator[Any, None, None] | None = None
 
     def __iter__(self) -> Iterator[Any]:
         """The batches of one epoch, or those that are left of the one it was loaded into.
@@ -75,10 +76,21 @@ class Stream:
         """
         saved, self._saved = self._saved, None
         if saved is not None and saved["consumed"]:
-            return self._batches(self._continue(saved))
-        self.consumed = 0
-        self._start, self._owned_start = capture_rng(), self._owned()
-        return self._batches(self._made())
+            self._running = self._batches(self._continue(saved))
+        else:
+            self.consumed = 0
+            self._start, self._owned_start = capture_rng(), self._owned()
+            self._running = self._batches(self._made())
+        return self._running
+
+    def close(self) -> None:
+        """End the worker processes now. Left to the garbage collector, each would be waited for for seconds: it may take
+        apart the queue to a worker before the iterator that says goodbye through it."""
+        if self._running is not None:
+            self._running.close()
+        self._running, self._batch = None, None
+        if self._reader is not self.loader:
+            self._reader.__dict__["_iterator"] = None
 
     def _made(self) -> Iterator[Any]:
         """The loader's iterator, at the position. Whether it draws a seed for its workers (not if they persist) leaves
@@ -93,7 +105,7 @@ class Stream:
             restore_owned(self.loader, owned)
         return iterator
 
-    def _batches(self, iterator: Iterator[Any]) -> Iterator[Any]:
+    def _batches(self, iterator: Iterator[Any]) -> Generator[Any, None, None]:
         sizes = self._sampler.sizes if self._sampler else None
         for batch in islice(iterator, None if self._limit is None else max(0, self._limit - self.consumed)):
             self.consumed += 1
