@@ -376,7 +376,6 @@ class TestValues:
         trainer.fit(Logs("training_step", torch.tensor(1.0, requires_grad=True) * 2, on_epoch=True), NUMBERS)
         assert not any(value.requires_grad for value in trainer.callback_metrics.values())
 
-
     def test_are_written_as_they_were(self, logged: Any) -> None:
         """A counter that is changed in place after it was logged, before the row is written."""
 
