@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
@@ -13,15 +12,17 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
+from treadle.arguments import callbacks_for, described, folder_for, listed, loggers_for, require_unique_keys
 from treadle.callbacks import Callback, EarlyStopping, ModelCheckpoint
 from treadle.callbacks.hooks import Hooks
 from treadle.checkpoint import Checkpoint, read, write
+from treadle.console import announce, table
 from treadle.data import DataModule, Stream
-from treadle.errors import CheckpointError, ConfigError, ModuleError
+from treadle.errors import CheckpointError, ModuleError
 from treadle.fabric import Fabric
 from treadle.loggers import CSVLogger, Logger
 from treadle.loops.evaluate import TEST, VALIDATE, Stage, evaluate, predict
-from treadle.loops.finding import FOLDER, best_state, is_newest_state, newest_state
+from treadle.loops.finding import FOLDER, find, is_newest_state
 from treadle.loops.fit import FitLoop
 from treadle.loops.optimization import AutomaticOptimization
 from treadle.loops.run import Results, Run
@@ -41,7 +42,6 @@ from treadle.optim import Optimizers, read_optimizers
 from treadle.precision import Precision
 from treadle.progress import Progress
 from treadle.strategies import Strategy
-from treadle.version import __version__
 
 StageName = Literal["fit", "validate", "test", "predict"]
 LOADERS = {
@@ -131,7 +131,7 @@ class Trainer:
                 1.0,
             )
             check_val_every_n_epoch, enable_checkpointing = 1, False
-            callbacks = [c for c in _listed(callbacks) if not isinstance(c, ModelCheckpoint)]
+            callbacks = [c for c in listed(callbacks) if not isinstance(c, ModelCheckpoint)]
             limit_train_batches = limit_val_batches = limit_test_batches = limit_predict_batches = self.fast_dev_run
         self.fabric = Fabric(accelerator=accelerator, devices=devices, strategy=strategy, precision=precision)
         self.duration = Duration(
@@ -155,9 +155,9 @@ class Trainer:
             gradient_clip_algorithm=gradient_clip_algorithm,
             detect_anomaly=detect_anomaly,
         )
-        self.default_root_dir = _folder(default_root_dir)
-        self.loggers: list[Logger] = _loggers(logger, self.default_root_dir)
-        self.callbacks = _callbacks(callbacks, enable_checkpointing, enable_progress_bar)
+        self.default_root_dir = folder_for(default_root_dir)
+        self.loggers: list[Logger] = loggers_for(logger, self.default_root_dir)
+        self.callbacks = callbacks_for(callbacks, enable_checkpointing, enable_progress_bar)
         self.progress = Progress()
         self.datamodule: DataModule | None = None
         self._results = Results()
@@ -214,7 +214,8 @@ class Trainer:
                 self.rhythm,
                 self.stepping.accumulate_grad_batches,
             )
-            self._announce(model, checkpoint)
+            if self.is_global_zero:
+                announce(model, self.fabric, self.run_folder if self.loggers else None, self._position(checkpoint))
             run.hooks.call(None, "on_fit_start")
             self._log_hyperparameters(parts)
             if checkpoint is not None:
@@ -292,7 +293,7 @@ class Trainer:
             self.fabric.setup(parts.run.module)
             metrics = evaluate(parts.run, stage, stream)
             if verbose and self.is_global_zero:
-                print(_table(stage.name, metrics))
+                print(table(stage.name, metrics))
             return [metrics]
 
     # --- saving ---
@@ -495,7 +496,7 @@ class Trainer:
         """Everything around a loop: attach, prepare, set up; afterwards, or after an error, tear down."""
         if not isinstance(module, Module):
             raise ModuleError(
-                f"{name} was given {_described(module)}.",
+                f"{name} was given {described(module)}.",
                 why="it runs an object of treadle.Module, which says what a step is.",
                 fix=(
                     f"{module.__name__}(...)"
@@ -505,11 +506,11 @@ class Trainer:
             )
         if isinstance(datamodule, type):
             raise ModuleError(
-                f"datamodule is {_described(datamodule)}.",
+                f"datamodule is {described(datamodule)}.",
                 why="the run reads from an object.",
                 fix=f"datamodule={getattr(datamodule, '__name__', 'MyData')}(...)",
             )
-        _unique_keys(self.callbacks)
+        require_unique_keys(self.callbacks)
         self.datamodule, self._streams, self._continued = datamodule, {}, None
         module.__dict__["_trainer"] = self
         if datamodule is not None:
@@ -588,46 +589,26 @@ class Trainer:
         return checkpoint
 
     def _find(self, ckpt_path: str | os.PathLike[str] | None, resume: bool) -> Path | None:
-        if ckpt_path not in ("last", "best", "auto"):
-            return None if ckpt_path is None else Path(ckpt_path)
-        if ckpt_path == "best" and (own := self.checkpoint_callback) and own.best_model_path:
+        own = self.checkpoint_callback
+        if ckpt_path == "best" and own is not None and own.best_model_path:
             return Path(own.best_model_path)
-        folders = [c.dirpath for c in self.checkpoint_callbacks if c.dirpath is not None]
-        runs = [Path(lg.save_dir) / lg.name for lg in self.loggers if isinstance(lg, CSVLogger)]
-        if not runs:
-            folders.append(self.default_root_dir / FOLDER)
-        try:
-            last = newest_state(runs[0] if runs else self.default_root_dir / "runs", folders)
-        except CheckpointError:
-            if ckpt_path == "auto":
-                return None
-            raise
-        if last is None and ckpt_path != "auto":
-            raise CheckpointError(
-                f"there is no {ckpt_path!r} checkpoint.",
-                why=f"no run below {runs[0] if runs else self.default_root_dir} has trained yet.",
-                fix=(
-                    "train first, or give the path of a .ckpt file."
-                    if not resume
-                    else 'leave ckpt_path out to start; ckpt_path="auto" resumes only if there is something.'
-                ),
-            )
-        return best_state(last) if last is not None and ckpt_path == "best" else last
+        runs = [Path(logger.save_dir) / logger.name for logger in self.loggers if isinstance(logger, CSVLogger)]
+        folders = [callback.dirpath for callback in self.checkpoint_callbacks if callback.dirpath is not None]
+        return find(
+            ckpt_path,
+            runs=runs[0] if runs else self.default_root_dir / "runs",
+            own_folders=folders if runs else [*folders, self.default_root_dir / FOLDER],
+            may_start=resume,
+        )
 
-    def _announce(self, module: Module, checkpoint: Checkpoint | None) -> None:
-        """The one line at the start."""
-        if not self.is_global_zero:
-            return
-        count = sum(p.numel() for p in module.parameters())
-        where = _short(self.run_folder) if self.loggers else "writing no logs"
-        line = f"treadle {__version__}: {type(module).__name__}, {count:,} parameters, {self.fabric.device}, "
-        line += f"{self.fabric.precision.name}; {where}"
-        if checkpoint is not None:
-            how = "continued" if self._continued else "branched off"
-            line += f"; {how} at epoch {self.progress.epoch}, step {self.progress.global_step}"
-            if self.progress.epoch >= self.duration.epochs or self.progress.global_step >= self.duration.steps:
-                line += "; nothing left to train: raise max_epochs or max_steps"
-        print(line, file=sys.stderr, flush=True)
+    def _position(self, checkpoint: Checkpoint | None) -> str:
+        """Where a resumed run goes on, for its first line."""
+        if checkpoint is None:
+            return ""
+        how = "continued" if self._continued else "branched off"
+        over = self.progress.epoch >= self.duration.epochs or self.progress.global_step >= self.duration.steps
+        left = "; nothing left to train: raise max_epochs or max_steps" if over else ""
+        return f"; {how} at epoch {self.progress.epoch}, step {self.progress.global_step}{left}"
 
     def _log_hyperparameters(self, parts: Parts) -> None:
         params = dict(parts.run.module.hparams)
@@ -654,79 +635,6 @@ class Trainer:
         return float("inf") if length is None else length
 
 
-def _listed(callbacks: Callback | Sequence[Callback] | None) -> list[Callback]:
-    if isinstance(callbacks, (list, tuple)):
-        return list(callbacks)
-    return [] if callbacks is None else [callbacks]  # type: ignore[list-item]
-
-
-def _callbacks(given: Callback | Sequence[Callback] | None, checkpointing: bool, bar: bool) -> list[Callback]:
-    """The user's, then the defaults; checkpoints last, so that they save what the others did."""
-    callbacks = _listed(given)
-    for callback in callbacks:
-        if not isinstance(callback, Callback):
-            raise ConfigError(
-                f"callbacks has {_described(callback)}.",
-                why="the loops call the hooks of treadle.Callback.",
-                fix="derive it from treadle.Callback, and pass an object, not a class.",
-            )
-    saving = [callback for callback in callbacks if isinstance(callback, ModelCheckpoint)]
-    if saving and not checkpointing:
-        raise ConfigError(
-            "enable_checkpointing=False with a ModelCheckpoint.",
-            why="the two contradict each other.",
-            fix="leave one of them out.",
-        )
-    if checkpointing and not saving:
-        saving = [ModelCheckpoint()]
-    others = [callback for callback in callbacks if not isinstance(callback, ModelCheckpoint)]
-    if bar:
-        from treadle.callbacks import RichProgressBar
-
-        if not any(isinstance(callback, RichProgressBar) for callback in others):
-            others.append(RichProgressBar())
-    return [*others, *saving]
-
-
-def _unique_keys(callbacks: Sequence[Callback]) -> None:
-    keys = [callback.state_key for callback in callbacks]
-    for callback in callbacks:
-        if keys.count(callback.state_key) > 1 and callback.state_dict():
-            raise ConfigError(
-                f"two callbacks have the state key {callback.state_key!r}.",
-                why="a checkpoint holds the state of each callback under its key.",
-                fix="override state_key in one of them, or give them different settings.",
-            )
-
-
-def _loggers(logger: bool | Logger | Sequence[Logger], root: Path) -> list[Logger]:
-    if logger is True:
-        return [CSVLogger(root)]
-    if logger is False or logger is None:
-        return []
-    loggers = list(logger) if isinstance(logger, (list, tuple)) else [logger]
-    for item in loggers:
-        if isinstance(item, type) or not isinstance(item, Logger):
-            raise ConfigError(
-                f"logger is {_described(item)}.",
-                why="a logger has the methods of treadle.loggers.Logger.",
-                fix="logger=True for CSV files, or logger=CSVLogger(...).",
-            )
-    return loggers  # type: ignore[return-value]
-
-
-def _folder(path: str | os.PathLike[str] | None) -> Path:
-    if path is not None and not isinstance(path, (str, os.PathLike)):
-        raise ConfigError(
-            f"default_root_dir={path!r} is not a path.", why="runs are folders in it.", fix='default_root_dir="results"'
-        )
-    return Path(path or Path.cwd())
-
-
-def _described(value: object) -> str:
-    return f"the class {value.__name__}" if isinstance(value, type) else f"a {type(value).__name__}"
-
-
 def _datamodule(dataloaders: Any, datamodule: DataModule | None) -> DataModule | None:
     return dataloaders if isinstance(dataloaders, DataModule) else datamodule
 
@@ -735,13 +643,3 @@ def _require(module: Module, method: str) -> None:
     """Fail before anything runs when a method that will be called is missing, with the message that it would give."""
     if not overrides(module, method):
         getattr(module, method)(*([None, 0] if method.endswith("_step") else []))
-
-
-def _short(path: Path) -> str:
-    relative = os.path.relpath(path)
-    return str(path) if relative.startswith("..") else relative
-
-
-def _table(stage: str, metrics: dict[str, float]) -> str:
-    width = max(map(len, [stage, *metrics]))
-    return "\n".join([stage, *(f"{name:{width}}  {value:.6g}" for name, value in sorted(metrics.items()))])

@@ -493,7 +493,9 @@ class WithObjects(Classifier):
 
 class TestHyperparametersThatAreObjects:
     @pytest.mark.parametrize(
-        "value", [nn.MSELoss(), Path("x"), Pair(1, 2), defaultdict(int), [object()], {Pair(1, 2): 1}], ids=str
+        "value",
+        [nn.MSELoss(), Path("x"), Pair(1, 2), defaultdict(int), [object()], {Pair(1, 2): 1}],
+        ids=["module", "path", "named tuple", "defaultdict", "object in a list", "named tuple as key"],
     )
     def test_are_left_out_of_checkpoints_and_named(self, make_trainer: Any, value: Any) -> None:
         """The run goes on; loading needs them again."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from pathlib import Path
 
@@ -10,6 +11,35 @@ from treadle.errors import CheckpointError
 
 LAST = "last.ckpt"
 FOLDER = "checkpoints"
+
+
+def find(
+    ckpt_path: str | os.PathLike[str] | None, *, runs: Path, own_folders: list[Path], may_start: bool
+) -> Path | None:
+    """The file that ``ckpt_path`` means; None for none, and for ``"auto"`` where there is nothing to resume.
+
+    Args:
+        may_start: The message for a missing checkpoint may say how to start without one.
+
+    Raises:
+        CheckpointError: There is no such checkpoint.
+    """
+    if ckpt_path not in ("last", "best", "auto"):
+        return None if ckpt_path is None else Path(ckpt_path)
+    try:
+        last = newest_state(runs, own_folders)
+    except CheckpointError:
+        if ckpt_path == "auto":
+            return None
+        raise
+    if last is None and ckpt_path != "auto":
+        start = 'leave ckpt_path out to start; ckpt_path="auto" resumes only if there is something.'
+        raise CheckpointError(
+            f"there is no {ckpt_path!r} checkpoint.",
+            why=f"no run below {runs} has trained yet.",
+            fix=start if may_start else "train first, or give the path of a .ckpt file.",
+        )
+    return best_state(last) if last is not None and ckpt_path == "best" else last
 
 
 def newest_state(runs: Path, own_folders: list[Path]) -> Path | None:

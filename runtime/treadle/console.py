@@ -1,0 +1,30 @@
+"""What a run prints: one line at its start, a table of metrics after an evaluation."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+from treadle.fabric import Fabric
+from treadle.module import Module
+from treadle.version import __version__
+
+
+def announce(module: Module, fabric: Fabric, folder: Path | None, position: str) -> None:
+    """The one line at the start of a fit, on standard error."""
+    count = sum(parameter.numel() for parameter in module.parameters())
+    what = f"{type(module).__name__}, {count:,} parameters, {fabric.device}, {fabric.precision.name}"
+    where = "writing no logs" if folder is None else _short(folder)
+    print(f"treadle {__version__}: {what}; {where}{position}", file=sys.stderr, flush=True)
+
+
+def table(stage: str, metrics: dict[str, float]) -> str:
+    """The metrics of an evaluation, one a line."""
+    width = max(map(len, [stage, *metrics]))
+    return "\n".join([stage, *(f"{name:{width}}  {value:.6g}" for name, value in sorted(metrics.items()))])
+
+
+def _short(path: Path) -> str:
+    relative = os.path.relpath(path)
+    return str(path) if relative.startswith("..") else relative
