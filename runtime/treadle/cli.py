@@ -102,7 +102,6 @@ class SaveConfig(Callback):
     def on_fit_start(self, trainer: Trainer, module: Module) -> None:
         if not trainer.is_global_zero or not trainer.loggers:
             return
-        trainer.run_folder.mkdir(parents=True, exist_ok=True)
         path = trainer.run_folder / "config.yaml"
         if path.exists() and path.read_text(encoding="utf-8") != self._config:
             path = trainer.run_folder / f"config-step={trainer.global_step}.yaml"

@@ -15,7 +15,7 @@ from torch.optim import Optimizer
 from treadle.arguments import callbacks_for, described, folder_for, listed, loggers_for, require_unique_keys
 from treadle.callbacks import Callback, EarlyStopping, ModelCheckpoint
 from treadle.callbacks.hooks import Hooks
-from treadle.checkpoint import Checkpoint, read, write
+from treadle.checkpoint import Checkpoint, make_folder, read, write
 from treadle.console import announce, table
 from treadle.data import DataModule, Stream
 from treadle.errors import CheckpointError, ModuleError
@@ -215,6 +215,8 @@ class Trainer:
                 self.stepping.accumulate_grad_batches,
             )
             if self.is_global_zero:
+                if self.loggers:
+                    make_folder(self.run_folder)
                 announce(model, self.fabric, self.run_folder if self.loggers else None, self._position(checkpoint))
             run.hooks.call(None, "on_fit_start")
             self._log_hyperparameters(parts)

@@ -343,3 +343,12 @@ class TestACheckpointPath:
         with pytest.raises(CheckpointError):
             make_bare().fit(Classifier(), DataLoader(Reads(), 4), ckpt_path=tmp_path / "nothing.ckpt")
         assert read == []
+
+
+class TestAFolderThatCannotBeWritten:
+    @pytest.mark.parametrize("logger", [True, False])
+    def test_is_said_before_training_starts(self, logger: bool) -> None:
+        """/proc takes no folders, not even root's."""
+        trainer = treadle.Trainer(default_root_dir="/proc/nowhere", max_epochs=1, logger=logger)
+        with pytest.raises(ConfigError, match=r"/proc/nowhere.* can't be written.\n.*\n  fix: default_root_dir="):
+            trainer.fit(Classifier(), datamodule=Points())

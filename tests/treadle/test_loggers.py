@@ -141,6 +141,16 @@ class TestAResumedRun:
         with pytest.raises(CheckpointError, match="has 1 rows where the checkpoint knows 2"):
             self.resumed(logger, state)
 
+    @pytest.mark.parametrize("version", ["..", "../other", "/etc", "", "a/b"])
+    def test_stays_among_its_runs_whatever_a_checkpoint_says(self, tmp_path: Path, version: str) -> None:
+        """A checkpoint may be a stranger's; rows of another folder are none of its business."""
+        mine = tmp_path / "metrics.csv"
+        mine.write_text("step,loss\n1,0.5\n")
+        logger = CSVLogger(tmp_path)
+        logger.load_state_dict({"version": version, "rows": 0, "columns": []})
+        assert logger.log_dir == tmp_path / "runs/version_0"
+        assert mine.exists()
+
     @staticmethod
     def resumed(logger: CSVLogger, state: dict[str, Any]) -> CSVLogger:
         again = CSVLogger(logger.save_dir)

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, final
 
 from treadle.callbacks.base import Callback
-from treadle.checkpoint import link
+from treadle.checkpoint import link, make_folder
 from treadle.checkpoint.retention import Retention
 from treadle.errors import ConfigError, nearest
 from treadle.progress import Progress
@@ -116,7 +116,7 @@ class ModelCheckpoint(Callback):
 
     def on_train_start(self, trainer: Trainer, module: Module) -> None:
         self._folder = self.dirpath or trainer.run_folder / "checkpoints"
-        self._folder.mkdir(parents=True, exist_ok=True)
+        make_folder(self._folder)
         # A run that branches off writes elsewhere; the files it comes from are not its own.
         self._retention.kept = {n: s for n, s in self._retention.kept.items() if self._is_own(n)}
         if self._resumed:

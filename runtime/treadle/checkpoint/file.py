@@ -16,7 +16,7 @@ from zipfile import BadZipFile, ZipFile, is_zipfile
 import torch
 
 from treadle.checkpoint.state import FORMAT, Checkpoint, Weights, plain
-from treadle.errors import CheckpointError
+from treadle.errors import CheckpointError, ConfigError
 
 DAMAGE = (
     *(RuntimeError, EOFError, ValueError, KeyError, OSError, OverflowError),
@@ -63,6 +63,24 @@ def _save(content: Any, file: IO[bytes]) -> None:
         raise
     finally:
         torch.serialization.set_crc32_options(with_sums)
+
+
+def make_folder(folder: Path) -> None:
+    """Make ``folder`` and those above it, if they are not there.
+
+    Raises:
+        ConfigError: It can't be made or written.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        writable = os.access(folder, os.W_OK)
+        reason = "it is read-only."
+    except OSError as error:
+        writable, reason = False, f"{error.strerror or error}."
+    if not writable:
+        raise ConfigError(
+            f"{folder} can't be written.", why=reason, fix="default_root_dir=..., a folder that you may write in."
+        )
 
 
 def link(source: Path, path: Path) -> None:

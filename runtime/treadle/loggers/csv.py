@@ -85,8 +85,9 @@ class CSVLogger:
         Raises:
             CheckpointError: The file has fewer rows than that: it is not the one that belongs to the checkpoint.
         """
-        if self._folder is None and self._version is None and Path(state["version"]).name == state["version"]:
-            self._folder = self.save_dir / self.name / state["version"]
+        named = str(state["version"])
+        if self._folder is None and self._version is None and re.fullmatch(r"\w[\w.=-]*", named):  # no way out of here
+            self._folder = self.save_dir / self.name / named
         rows = self._read()[: state["rows"]]
         if len(rows) < state["rows"]:
             raise CheckpointError(
