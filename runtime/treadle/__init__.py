@@ -36,7 +36,9 @@ def __getattr__(name: str) -> Any:
     if name in _HOMES:
         value = globals()[name] = getattr(importlib.import_module(f"treadle.{_HOMES[name]}"), name)
         return value
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    ours = {"LightningModule": "Module", "LightningDataModule": "DataModule"}.get(name)
+    hint = f"its name here is {ours}" if ours else f"there are {', '.join(__all__)}"
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}; {hint}")
 
 
 def __dir__() -> list[str]:

@@ -12,6 +12,7 @@ import re
 import sys
 from collections.abc import Sequence
 from difflib import get_close_matches
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, Literal
 
@@ -46,7 +47,9 @@ def main(model: type[Module], data: type[DataModule], args: Sequence[str] | None
         print(f"error: {error}", file=sys.stderr)
         raise SystemExit(1) from None
     except KeyboardInterrupt:
-        print("interrupted; to continue: fit --ckpt_path last", file=sys.stderr)
+        print(
+            "interrupted; fit --ckpt_path auto continues from the newest checkpoint, if there is one", file=sys.stderr
+        )
         raise SystemExit(130) from None
 
 
@@ -65,7 +68,9 @@ def run(model: type[Module], data: type[DataModule], args: list[str]) -> Trainer
             f"{verb!r} is not a command.", why=f"commands are {', '.join(VERBS)}.", fix=nearest(verb, VERBS)
         )
     parser = _parser(verb, model, data)
-    settings = _parsed(parser, rest)
+    settings = _parsed(parser, _without_empty_configs(rest))
+    if verb == "fit":
+        _require_duration(settings)
     if settings.seed_everything is not None:
         seed_everything(settings.seed_everything)
     made = parser.instantiate(settings)
@@ -161,13 +166,60 @@ def _parser(verb: str, model: type[Module], data: type[DataModule]) -> Any:
     return parser
 
 
+def _without_empty_configs(args: list[str]) -> list[str]:
+    """The arguments less overlays that say nothing: every line of them is blank or a comment."""
+    kept, rest = [], iter(args)
+    for arg in rest:
+        option, equals, value = arg.partition("=")
+        if option != "--config":
+            kept.append(arg)
+            continue
+        value = value if equals else next(rest, "")
+        if not _says_nothing(Path(value)):
+            kept += ["--config", value] if value else ["--config"]
+    return kept
+
+
+def _says_nothing(path: Path) -> bool:
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError):
+        return False  # the parser says what is wrong with it
+    return all(not line.strip() or line.lstrip().startswith("#") for line in lines)
+
+
+def _require_duration(settings: Any) -> None:
+    """A forgotten config must not train for a thousand epochs."""
+    trainer = settings.trainer
+    if trainer.max_epochs is None and trainer.max_steps == -1 and not trainer.fast_dev_run:
+        raise ConfigError(
+            "nothing says how long to train.",
+            why="trainer.max_epochs and trainer.max_steps are not set, neither in a config nor on the command line.",
+            fix="--config configs/train.yaml, or --trainer.max_epochs 10",
+        )
+
+
 def _parsed(parser: Any, args: list[str]) -> Any:
     from jsonargparse import ArgumentError
 
     try:
-        return parser.parse_args(args)
+        settings = parser.parse_args(args)
     except ArgumentError as error:
         raise _explained(str(error), parser) from None
+    except TypeError:
+        settings = None  # a group that is no mapping, which the parser does not expect
+    for group in ("trainer", "model", "data"):
+        if settings is None or not hasattr(settings[group], "__dict__"):
+            raise _not_settings("a group" if settings is None else group)
+    return settings
+
+
+def _not_settings(group: str) -> ConfigError:
+    return ConfigError(
+        f"{group} of the config is not a list of settings.",
+        why="trainer, model and data hold NAME: VALUE lines; without any, leave the group out.",
+        fix="indent the settings below the group's name, or remove the name.",
+    )
 
 
 _UNKNOWN = re.compile(
@@ -189,6 +241,10 @@ def _explained(message: str, parser: Any) -> ConfigError:
         return _explained_class(at, match[1], match[2])
     if match := _NO_CLASS.search(message):
         return _not_a_class(at, match["short"] or match["other"], match["base"])
+    if match := re.match(r"Unexpected config: (\w+):", message):
+        return _not_settings(match[1])
+    if match := re.search(r"unrecognized arguments: (\S+\.ya?ml)", message):
+        return ConfigError(f"{match[1]} stands alone.", why="a config has its flag.", fix=f"--config {match[1]}")
     if match := _UNKNOWN.search(message):
         group = f"{match['group']}." if match["group"] else ""
         return _unknown_key(group + (match["key"] or match["flag"]), _setting_names(parser))
@@ -251,6 +307,10 @@ def _setting_names(parser: Any) -> list[str]:
     return [name for name in names if not name.endswith(".help")]
 
 
+_FORM = ("class_path", "init_args")
+"""What an object in a config is written with."""
+
+
 def _explained_class(at: str | None, class_path: str, problem: str) -> ConfigError:
     where = f" in {at}" if at else ""
     module, _, name = class_path.rpartition(".")
@@ -258,6 +318,8 @@ def _explained_class(at: str | None, class_path: str, problem: str) -> ConfigErr
         option = match[1] or match[2]
         found = getattr(importlib.import_module(module), name)
         accepted = [p for p in inspect.signature(found).parameters if p != "self"]
+        if get_close_matches(option, _FORM):
+            accepted = list(_FORM)
         return ConfigError(
             f"{class_path}{where} has no argument {option!r}.",
             why=f"it takes {', '.join(accepted)}.",

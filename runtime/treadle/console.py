@@ -6,6 +6,7 @@ import os
 import sys
 from pathlib import Path
 
+from treadle.checkpoint import Checkpoint
 from treadle.fabric import Fabric
 from treadle.module import Module
 from treadle.version import __version__
@@ -17,6 +18,12 @@ def announce(module: Module, fabric: Fabric, folder: Path | None, position: str)
     what = f"{type(module).__name__}, {count:,} parameters, {fabric.device}, {fabric.precision.name}"
     where = "writing no logs" if folder is None else _short(folder)
     print(f"treadle {__version__}: {what}; {where}{position}", file=sys.stderr, flush=True)
+
+
+def announce_checkpoint(verb: str, path: Path, checkpoint: Checkpoint) -> None:
+    """The one line before an evaluation: which weights it looks at."""
+    at = f"epoch {checkpoint['epoch']}, step {checkpoint['global_step']}"
+    print(f"treadle {__version__}: {verb} {_short(path)}, {at}", file=sys.stderr, flush=True)
 
 
 def table(stage: str, metrics: dict[str, float]) -> str:

@@ -42,7 +42,7 @@ class HasHyperParameters:
             kept = self.__dict__["_hparams"] = HyperParameters()
         return kept
 
-    def save_hyperparameters(self, *values: Any, ignore: str | Collection[str] = ()) -> None:
+    def save_hyperparameters(self, *values: Any, ignore: str | Collection[str] = (), logger: bool = True) -> None:
         """Keep the arguments of ``__init__`` in ``self.hparams``, in every checkpoint, and in the logger.
 
         Called bare, inside ``__init__``, it takes the arguments that ``__init__`` was given, those of subclasses
@@ -52,6 +52,7 @@ class HasHyperParameters:
         Args:
             values: Names of arguments, or one mapping or dataclass.
             ignore: Names to leave out, for example modules passed as arguments.
+            logger: Hand them to the loggers.
 
         Raises:
             ConfigError: A name that is not an argument.
@@ -70,6 +71,12 @@ class HasHyperParameters:
             found = {name: value for name, value in found.items() if not values or name in values}
         ignored = {ignore} if isinstance(ignore, str) else set(ignore)
         self.hparams.update({name: value for name, value in found.items() if name not in ignored})
+        self.__dict__["_logs_hparams"] = logger
+
+    @property
+    def logged_hparams(self) -> HyperParameters:
+        """Those for the loggers: all, or none after ``save_hyperparameters(logger=False)``."""
+        return self.hparams if self.__dict__.get("_logs_hparams", True) else HyperParameters()
 
 
 def plain_hyperparameters(owner: HasHyperParameters) -> dict[str, Any]:

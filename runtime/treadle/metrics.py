@@ -154,6 +154,10 @@ class Logbook:
             self._fresh.add(slot)
 
     def _open(self, name: str, options: tuple[Any, ...]) -> Slot:
+        if not isinstance(name, str) or not name:
+            raise ConfigError(
+                f"self.log({name!r}, ...).", why="a metric has a name.", fix='self.log("train_loss", loss)'
+            )
         scope = self.scope
         if scope is None:
             raise ModuleError(

@@ -144,7 +144,7 @@ class Module(HasHyperParameters, nn.Module):
         """Log one number. Nothing is copied from the device before the next log point.
 
         Args:
-            name: What the column is called.
+            name: What the column is called. ``step`` is the row's place on the x axis, ``epoch`` its epoch.
             value: A float, or a tensor with one element, kept where it is.
             prog_bar: Show it in the progress bar.
             logger: Write it to the loggers.
@@ -193,6 +193,21 @@ class Module(HasHyperParameters, nn.Module):
     def logger(self) -> Logger | None:
         """The first of the Trainer's loggers; None without any."""
         return self.trainer.logger
+
+    def optimizers(self) -> torch.optim.Optimizer | list[torch.optim.Optimizer]:
+        """The optimizer that ``configure_optimizers`` returned; a list of them if there is not exactly one."""
+        found = self.trainer.optimizers
+        return found[0] if len(found) == 1 else found
+
+    def freeze(self) -> None:
+        """No gradients for any parameter, and eval mode."""
+        self.requires_grad_(False)
+        self.eval()
+
+    def unfreeze(self) -> None:
+        """Gradients for every parameter, and train mode."""
+        self.requires_grad_(True)
+        self.train()
 
     @property
     def device(self) -> torch.device:

@@ -118,6 +118,9 @@ class MemoryLogger:
         self.status: str | None = None
         self.saves = 0
 
+    def start_run(self) -> None:
+        pass
+
     def resume_in(self, folder: Path) -> None:
         pass
 

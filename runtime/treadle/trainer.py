@@ -16,7 +16,7 @@ from treadle.arguments import callbacks_for, described, folder_for, listed, logg
 from treadle.callbacks import Callback, EarlyStopping, ModelCheckpoint
 from treadle.callbacks.hooks import Hooks
 from treadle.checkpoint import Checkpoint, make_folder, read, write
-from treadle.console import announce, table
+from treadle.console import announce, announce_checkpoint, table
 from treadle.data import DataModule, Stream
 from treadle.errors import CheckpointError, ModuleError
 from treadle.fabric import Fabric
@@ -35,6 +35,7 @@ from treadle.loops.state import (
     restore_callbacks,
     restore_model,
     restore_training,
+    warn_of_changes,
 )
 from treadle.metrics import Logbook, as_floats
 from treadle.module import Module, overrides
@@ -214,6 +215,9 @@ class Trainer:
                 self.rhythm,
                 self.stepping.accumulate_grad_batches,
             )
+            if self._continued is None:
+                for logger in self.loggers:
+                    logger.start_run()
             if self.is_global_zero:
                 if self.loggers:
                     make_folder(self.run_folder)
@@ -274,7 +278,7 @@ class Trainer:
         """
         with self._stage("predict", self._model(model), _datamodule(dataloaders, datamodule)) as parts:
             stream = self._stream("predict", None if isinstance(dataloaders, DataModule) else dataloaders)
-            self._load(parts, ckpt_path, resume=False)
+            self._load(parts, ckpt_path, resume=False, verb="predict")
             self.fabric.setup(parts.run.module)
             return predict(parts.run, stream, return_predictions=return_predictions)
 
@@ -291,7 +295,7 @@ class Trainer:
         with self._stage(stage.name, self._model(model), _datamodule(dataloaders, datamodule)) as parts:
             _require(parts.run.module, stage.step)
             stream = self._stream(loader, None if isinstance(dataloaders, DataModule) else dataloaders)
-            self._load(parts, ckpt_path, resume=False)
+            self._load(parts, ckpt_path, resume=False, verb=stage.name if verbose else None)
             self.fabric.setup(parts.run.module)
             metrics = evaluate(parts.run, stage, stream)
             if verbose and self.is_global_zero:
@@ -350,6 +354,22 @@ class Trainer:
     def global_step(self) -> int:
         """Optimizer steps taken."""
         return self.progress.global_step
+
+    @property
+    def max_epochs(self) -> int | None:
+        return self.duration.max_epochs
+
+    @property
+    def max_steps(self) -> int:
+        return self.duration.max_steps
+
+    @property
+    def accumulate_grad_batches(self) -> int:
+        return self.stepping.accumulate_grad_batches
+
+    @property
+    def log_every_n_steps(self) -> int:
+        return self.rhythm.log_every_n_steps
 
     @property
     def should_stop(self) -> bool:
@@ -573,13 +593,18 @@ class Trainer:
         _require(self._run.module, "validation_step")
         return self._stream("val", loader)
 
-    def _load(self, parts: Parts, ckpt_path: str | os.PathLike[str] | None, *, resume: bool) -> Checkpoint | None:
+    def _load(
+        self, parts: Parts, ckpt_path: str | os.PathLike[str] | None, *, resume: bool, verb: str | None = None
+    ) -> Checkpoint | None:
         path = self._find(ckpt_path, resume)
         if path is None:
             return None
         checkpoint = read(path)
         restore_model(parts, checkpoint)
+        if verb is not None and self.is_global_zero:
+            announce_checkpoint(verb, path, checkpoint)
         if resume:
+            warn_of_changes(parts, checkpoint)
             restore_callbacks(parts, checkpoint)
         if resume and "loggers" in checkpoint and is_newest_state(path):
             self._continued = path
@@ -613,9 +638,9 @@ class Trainer:
         return f"; {how} at epoch {self.progress.epoch}, step {self.progress.global_step}{left}"
 
     def _log_hyperparameters(self, parts: Parts) -> None:
-        params = dict(parts.run.module.hparams)
+        params = dict(parts.run.module.logged_hparams)
         if parts.datamodule is not None:
-            params = {**parts.datamodule.hparams, **params}
+            params = {**parts.datamodule.logged_hparams, **params}
         if params and self.is_global_zero and self._continued is None:
             for logger in self.loggers:
                 logger.log_hyperparams(params)

@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader
 
 import treadle
 from treadle.callbacks import EarlyStopping, ModelCheckpoint
-from treadle.errors import CheckpointError, ConfigError, ModuleError
+from treadle.errors import CheckpointError, ConfigError, ModuleError, TreadleWarning
 from treadle.testing import Classifier, MemoryLogger, Points, Recorder
 
 BATCHES = DataLoader(torch.ones(4), batch_size=2)  # type: ignore[arg-type]
@@ -262,7 +262,8 @@ class TestTheRhythmOfSaving:
                 return None
 
         trainer = make_trainer(callbacks=ModelCheckpoint(every_n_train_steps=2, save_last=False))
-        trainer.fit(Skips([1.0]), BATCHES)
+        with pytest.warns(TreadleWarning, match=r"treadle\[no-step\]: epoch 0 took no optimizer step"):
+            trainer.fit(Skips([1.0]), BATCHES)
         assert files(trainer) == []
 
     @pytest.mark.parametrize(

@@ -365,7 +365,10 @@ class TestARealProcess:
         process.send_signal(signal.SIGINT)
         _, errors = process.communicate(timeout=60)
         assert process.returncode == 130
-        assert errors.splitlines()[-1] == "interrupted; to continue: fit --ckpt_path last"
+        assert (
+            errors.splitlines()[-1]
+            == "interrupted; fit --ckpt_path auto continues from the newest checkpoint, if there is one"
+        )
         assert "Traceback" not in errors
         trainer = fit("--ckpt_path", "last")
         assert trainer.global_step == 8
@@ -378,3 +381,43 @@ class TestARealProcess:
         assert done.returncode == 1
         assert "did you mean 'max_epochs'?" in done.stderr
         assert "Traceback" not in done.stderr
+
+
+class TestAConfigThatIsOddlyShaped:
+    @pytest.mark.parametrize("text", ["", "# all of it\n", "\n  # commented out\n\n"])
+    def test_says_nothing_when_all_of_it_is_comments(self, project: Path, text: str) -> None:
+        (project / "later.yaml").write_text(text)
+        trainer = fit("--config", "later.yaml", "--config=later.yaml", "--trainer.max_epochs", "1")
+        assert trainer.current_epoch == 1
+
+    @pytest.mark.parametrize("text", ["model:\n", "model: [1, 2]\n", "model:\n  # hidden: 3\n"])
+    def test_is_explained_when_a_group_holds_no_settings(self, project: Path, text: str) -> None:
+        """As when all lines below a name were commented out."""
+        (project / "odd.yaml").write_text(text)
+        assert "is not a list of settings" in mistake("fit", "--config", "train.yaml", "--config", "odd.yaml").what
+
+    def test_is_told_to_be_given_by_its_flag(self) -> None:
+        assert mistake("fit", "configs/train.yaml").fix == "--config configs/train.yaml"
+
+    def test_has_class_path_and_init_args(self, project: Path) -> None:
+        (project / "odd.yaml").write_text("trainer:\n  callbacks:\n  - clas_path: treadle.callbacks.ModelCheckpoint\n")
+        assert mistake("fit", "--config", "train.yaml", "--config", "odd.yaml").fix == "did you mean 'class_path'?"
+
+
+class TestAFitWithoutAnEnd:
+    @pytest.mark.parametrize("arguments", [[], ["--model.hidden", "3"]])
+    def test_is_a_mistake(self, arguments: list[str]) -> None:
+        """A forgotten --config must not train for a thousand epochs."""
+        assert mistake("fit", *arguments).what == "nothing says how long to train."
+
+
+class TestAnEvaluation:
+    def test_says_which_checkpoint_it_looks_at(self, capsys: pytest.CaptureFixture[str]) -> None:
+        fit()
+        capsys.readouterr()
+        command("test", "--config", "train.yaml")
+        line = capsys.readouterr().err
+        assert (
+            line
+            == f"treadle {treadle.__version__}: test runs/version_0/checkpoints/epoch=1-step=8.ckpt, epoch 1, step 8\n"
+        )

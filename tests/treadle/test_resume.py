@@ -394,3 +394,30 @@ class TestARunKilledWhileItSaved:
         torch.save(state, last)
         run(tmp_path, loader(), ckpt_path="last")
         assert outside.read_text() == "mine"
+
+
+class Slower(Classifier):
+    def __init__(self, hidden: int = 4, learning_rate: float = 0.01) -> None:
+        super().__init__(hidden, learning_rate)
+
+
+class TestOtherSettingsThanTheSavedOnes:
+    def test_are_named(self, tmp_path: Path) -> None:
+        """The saved optimizer state wins, and nobody has to find that out by a plot."""
+        loader = TestKilledAfterAnyBatch.shuffled
+        run(tmp_path, loader(), kill_after=7)
+        with pytest.warns(TreadleWarning, match=r"treadle\[changed\].*learning_rate was 0.05, is 0.01"):
+            run(tmp_path, loader(), ckpt_path="last", module=Slower)
+
+
+class TestATrainerThatFitsTwice:
+    def test_gives_each_run_a_folder_of_its_own(self, tmp_path: Path) -> None:
+        """As in cross validation: no row and no file of the first is touched by the second."""
+        trainer = treadle.Trainer(default_root_dir=tmp_path, max_epochs=1, log_every_n_steps=1)
+        loader = TestKilledAfterAnyBatch.shuffled
+        trainer.fit(Classifier(), loader())
+        first = {path: path.read_bytes() for path in (tmp_path / "runs/version_0").rglob("*") if path.is_file()}
+        trainer.fit(Classifier(), loader())
+        assert {path: path.read_bytes() for path in first} == first
+        assert (tmp_path / "runs/version_1/checkpoints/last.ckpt").is_file()
+        assert (tmp_path / "runs/version_1/metrics.csv").read_text().count("\n") == 1 + BATCHES + 1

@@ -20,4 +20,4 @@ _HOMES = {"EarlyStopping": "early_stopping", "ModelCheckpoint": "model_checkpoin
 def __getattr__(name: str) -> Any:
     if name in _HOMES:
         return getattr(importlib.import_module(f"treadle.callbacks.{_HOMES[name]}"), name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}; this release has {', '.join(__all__)}")

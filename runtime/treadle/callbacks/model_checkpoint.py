@@ -113,6 +113,7 @@ class ModelCheckpoint(Callback):
         if stage == "fit":
             self._folder = None  # known once the run's folder is: a resumed run continues in its own
             self._saved_at, self._resumed = None, False
+            self._retention.kept, self._displaced = {}, []  # of an earlier fit, whose files stay
 
     def on_train_start(self, trainer: Trainer, module: Module) -> None:
         self._folder = self.dirpath or trainer.run_folder / "checkpoints"

@@ -115,16 +115,21 @@ def read(path: Path, map_location: str | torch.device = "cpu") -> Checkpoint:
             why="there is a folder of that name." if path.is_dir() else f"no such file.{_neighbours(path)}",
             fix='give the path of a .ckpt file, or "last" for the newest state of the newest run.',
         )
+    if path.stat().st_size and not _looks_like_one(path):
+        raise CheckpointError(
+            f"{path} is not a checkpoint.",
+            why="a checkpoint is a zip archive that torch.save wrote, and this file doesn't start like one.",
+            fix='give the path of a .ckpt file, or "last" for the newest state of the newest run.',
+        )
     try:
         with warnings.catch_warnings():
             _check_sums(path)
             warnings.simplefilter("ignore")  # torch's thoughts on a stranger's pickle; it is refused below
             content = torch.load(path, map_location=map_location, weights_only=True)
-    except pickle.UnpicklingError as error:
+    except pickle.UnpicklingError:
         raise CheckpointError(
             f"{path} holds something other than tensors and plain values.",
-            why="objects in a file can execute code when they are read, so nothing in it was read "
-            f"({_first_line(error)}).",
+            why="objects in a file can execute code when they are read, so nothing in it was read.",
             fix="use a checkpoint that treadle wrote; ask where this one comes from.",
         ) from None
     except DAMAGE as error:
@@ -134,6 +139,11 @@ def read(path: Path, map_location: str | torch.device = "cpu") -> Checkpoint:
             fix=f"resume from another checkpoint.{_neighbours(path)}",
         ) from None
     return _recognised(content, path)
+
+
+def _looks_like_one(path: Path) -> bool:
+    with path.open("rb") as file:
+        return file.read(2) == b"PK"
 
 
 def _check_sums(path: Path) -> None:

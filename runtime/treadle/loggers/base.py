@@ -16,6 +16,10 @@ class Logger(Protocol):
         """The run's folder; None for a logger that writes elsewhere."""
         ...
 
+    def start_run(self) -> None:
+        """A fit begins that continues nothing: what it logs is kept apart from what an earlier fit logged."""
+        ...
+
     def resume_in(self, folder: Path) -> None:
         """The run continues in ``folder``, which an earlier process made. Called before anything is logged."""
         ...

@@ -36,6 +36,7 @@ class CSVLogger:
         self._columns: list[str] = []
         self._rows = 0
         self._file: TextIO | None = None
+        self._started = False
 
     @property
     def log_dir(self) -> Path:
@@ -48,8 +49,16 @@ class CSVLogger:
     def path(self) -> Path:
         return self.log_dir / "metrics.csv"
 
+    def start_run(self) -> None:
+        """Take the next free folder, unless this is the first run or the folder was given by ``version``."""
+        if self._started and self._version is None:
+            self._close()
+            self._folder, self._columns, self._rows = None, [], 0
+        self._started = True
+
     def resume_in(self, folder: Path) -> None:
-        self._folder = folder
+        self._close()
+        self._folder, self._started = folder, True
 
     def log_metrics(self, metrics: Mapping[str, float], step: int) -> None:
         row = {"step": step, **metrics}
@@ -70,6 +79,9 @@ class CSVLogger:
             os.fsync(self._file.fileno())
 
     def finalize(self, status: Literal["success", "failed"]) -> None:
+        self._close()
+
+    def _close(self) -> None:
         if self._file is not None:
             self._file.close()
             self._file = None
@@ -118,7 +130,7 @@ class CSVLogger:
 
     def _write_anew(self, columns: list[str], rows: list[dict[str, str]] | None = None) -> None:
         rows = self._read() if rows is None else rows
-        self.finalize("success")
+        self._close()
         self.log_dir.mkdir(parents=True, exist_ok=True)
         partial = self.path.with_name(f".metrics.csv.{os.getpid()}.partial")
         with partial.open("w", newline="", encoding="utf-8") as file:

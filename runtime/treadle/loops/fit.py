@@ -7,7 +7,7 @@ from typing import Any
 
 from treadle.data import Stream
 from treadle.data.stream import no_batch, set_epoch
-from treadle.errors import ConfigError
+from treadle.errors import ConfigError, warn
 from treadle.loops.evaluate import VALIDATE, evaluate
 from treadle.loops.optimization import AutomaticOptimization
 from treadle.loops.run import Run
@@ -134,6 +134,11 @@ class FitLoop:
             self.optimization.close_window(self.window(progress.batch - 1)[0])
         if self.val_every is None and self.epoch_is_validated() and progress.validated != progress.batches:
             self.validate()
+        if progress.batch and not progress.global_step:
+            warn(
+                "no-step",
+                f"epoch {progress.epoch} took no optimizer step: training_step returned None for every batch.",
+            )
         self.optimization.step_epoch_schedules(on_plateau=False)
         self.end_epoch_hooks()
         self.optimization.step_epoch_schedules(on_plateau=True)

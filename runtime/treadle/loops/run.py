@@ -76,12 +76,13 @@ class Run:
         self.close_book()
 
     def write(self, values: dict[str, Number], step: int) -> None:
-        """Write a row to every logger. Syncs the device."""
+        """Write a row to every logger. A metric called ``step`` takes the place of ``step``. Syncs the device."""
         if not values:
             return
         row = as_floats(values)
         self.logged.update(row)
         if self.loggers:
+            step = int(row.pop("step", step))
             row = {"epoch": self.progress.epoch, **row}
             for logger in self.loggers:
                 logger.log_metrics(row, step)

@@ -11,7 +11,7 @@ from torch.optim import Optimizer
 from treadle.callbacks.base import Callback
 from treadle.checkpoint import FORMAT, Checkpoint
 from treadle.data import DataModule
-from treadle.errors import CheckpointError
+from treadle.errors import CheckpointError, warn
 from treadle.hyperparameters import plain_hyperparameters
 from treadle.loggers import Logger
 from treadle.loops.fit import FitLoop
@@ -85,6 +85,23 @@ def restore_model(parts: Parts, checkpoint: Checkpoint) -> None:
     if parts.datamodule is not None and "datamodule" in checkpoint:
         parts.datamodule.load_state_dict(checkpoint["datamodule"])
     run.progress.load_state_dict(checkpoint["progress"])
+
+
+def warn_of_changes(parts: Parts, checkpoint: Checkpoint) -> None:
+    """Say which hyperparameters differ from the saved ones: the saved state, an optimizer's learning rate included, wins
+    over what they would have started with, and another batch size means other data."""
+    saved = {**checkpoint.get("datamodule_hyper_parameters", {}), **checkpoint["hyper_parameters"]}
+    now = {**(parts.datamodule.hparams if parts.datamodule is not None else {}), **parts.run.module.hparams}
+    changes = [
+        f"{name} was {saved[name]!r}, is {now[name]!r}" for name in saved if name in now and now[name] != saved[name]
+    ]
+    if changes:
+        warn(
+            "changed",
+            f"the run is resumed with other settings than it was saved with: {'; '.join(changes)}. Its saved state wins "
+            "where both say something, as an optimizer's learning rate. For a new start, load the weights only: "
+            f"{type(parts.run.module).__name__}.load_from_checkpoint(path).",
+        )
 
 
 def restore_callbacks(parts: Parts, checkpoint: Checkpoint) -> None:
