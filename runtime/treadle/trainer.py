@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, Literal
 
@@ -557,12 +557,12 @@ class Trainer:
             run.close_book()
             for stream in self._streams.values():
                 stream.close()
-            try:
+            with ExitStack() as teardowns:  # the last one in comes first; one that fails keeps no other from running
+                teardowns.callback(run.leave)
+                for listener in reversed(hooks["teardown"]):
+                    teardowns.callback(listener, name)
                 if datamodule is not None:
-                    datamodule.teardown(name)
-                hooks.call(None, "teardown", name)
-            finally:
-                run.leave()
+                    teardowns.callback(datamodule.teardown, name)
         for logger in self.loggers:
             logger.finalize("success")
 

@@ -238,6 +238,18 @@ class TestAnException:
         assert recorder.calls == ["teardown"]
         assert logger.status == "failed"
 
+    def test_in_a_teardown_keeps_no_other_from_running(self, make_bare: Any) -> None:
+        """What each of them would free is freed."""
+
+        class Breaks(treadle.Callback):
+            def teardown(self, trainer: Any, module: Any, stage: str) -> None:
+                raise RuntimeError("here")
+
+        recorder = Recorder("teardown")
+        with pytest.raises(RuntimeError, match="here"):
+            make_bare(callbacks=[Breaks(), recorder]).fit(Classifier(), datamodule=Points())
+        assert recorder.calls == ["teardown"]
+
     def test_in_validation_leaves_the_modes_of_submodules_as_they_were(self, make_bare: Any) -> None:
         class Breaks(Classifier):
             def validation_step(self, batch: Any, batch_idx: int) -> None:
