@@ -38,17 +38,17 @@ class TestWorkerProcesses:
     def test_have_ended_when_the_fit_has(self, tmp_path: Path, persistent: bool) -> None:
         """Nobody waits for the garbage collector, which takes seconds for each of them."""
         loader = DataLoader(NoisyPoints(), 4, num_workers=2, persistent_workers=persistent)
-        before = multiprocessing.active_children()  # another test's own, perhaps
+        before = set(multiprocessing.active_children())  # another test's own, perhaps
         fit(loader, tmp_path)
-        assert multiprocessing.active_children() == before
+        assert set(multiprocessing.active_children()) == before
 
     @pytest.mark.parametrize("persistent", [False, True])
     def test_have_ended_when_the_fit_failed(self, tmp_path: Path, persistent: bool) -> None:
         loader = DataLoader(NoisyPoints(), 4, num_workers=2, persistent_workers=persistent)
-        before = multiprocessing.active_children()
+        before = set(multiprocessing.active_children())
         with pytest.raises(ValueError, match="a user's mistake"):
             fit(loader, tmp_path, Fails())
-        assert multiprocessing.active_children() == before
+        assert set(multiprocessing.active_children()) == before
 
 
 class WorksOnItself(NoisyPoints):
