@@ -242,6 +242,7 @@ class Logbook:
         ]
 
     def load_state_dict(self, state: Iterable[SlotState], device: torch.device) -> None:
+        self._slots, self._fresh = {}, set()
         for saved in state:
             self.scope = scope_of(saved["hook"])
             slot = self._open(saved["name"], tuple(saved["options"]))

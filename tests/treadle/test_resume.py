@@ -115,6 +115,10 @@ class TestKilledAfterAnyBatch:
         assert same_weights(again, whole)
         assert again_rows == rows
 
+    def test_when_hooks_of_the_start_draw_and_log(self, tmp_path: Path) -> None:
+        """They run again in the new process, and leave no trace there."""
+        assert_resumes_exactly(tmp_path, self.shuffled, self.KILLS, module=DrawsAndLogsAtStarts)
+
     def test_twice(self, tmp_path: Path) -> None:
         whole, rows = run(tmp_path / "whole", self.shuffled())
         run(tmp_path / "killed", self.shuffled(), kill_after=3)
@@ -126,6 +130,16 @@ class TestKilledAfterAnyBatch:
     @staticmethod
     def shuffled() -> DataLoader[Any]:
         return DataLoader(NoisyPoints(), 4, shuffle=True)
+
+
+class DrawsAndLogsAtStarts(Classifier):
+    """Its hooks of starts draw numbers and log sums: repeated by a resumed process, they must not count twice."""
+
+    def on_train_start(self) -> None:
+        self.log("started", float(torch.rand(())), reduce_fx="sum")
+
+    def on_train_epoch_start(self) -> None:
+        self.log("epochs", float(torch.rand(())), reduce_fx="sum")
 
 
 class SaveEachBatch(treadle.Callback):

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
+
+import torch
 
 from treadle.data import Stream
 from treadle.data.stream import no_batch, set_epoch
@@ -12,8 +15,21 @@ from treadle.loops.evaluate import VALIDATE, evaluate
 from treadle.loops.optimization import AutomaticOptimization
 from treadle.loops.run import Run
 from treadle.loops.settings import Duration, Rhythm
-from treadle.metrics import Logbook, scope_of
+from treadle.metrics import Logbook, SlotState, scope_of
 from treadle.seeding import RNGState, isolated_rng, restore_rng
+
+
+@dataclass(frozen=True)
+class Resumed:
+    """The moment a run was saved."""
+
+    rng: RNGState
+    metrics: Sequence[SlotState]
+
+    def restore(self, book: Logbook, device: torch.device) -> None:
+        """Put generators and accumulators back, whatever hooks have drawn and logged since."""
+        restore_rng(self.rng)
+        book.load_state_dict(self.metrics, device)
 
 
 @dataclass
@@ -32,8 +48,8 @@ class FitLoop:
     duration: Duration
     rhythm: Rhythm
     accumulate: int
-    rng: RNGState | None = None
-    """Of the moment a resumed run was saved."""
+    resumed: Resumed | None = None
+    """For a resumed run: what hooks of its start must leave no trace in."""
 
     def __post_init__(self) -> None:
         self.val_every = validation_interval(self.rhythm.val_check_interval, self.stream)
@@ -47,7 +63,7 @@ class FitLoop:
                 train an epoch
         """
         run = self.run
-        if self.rng is None:
+        if self.resumed is None:
             self.sanity_check()
         run.open_book(self.book, "train")
         run.hooks.call(self.book, "on_train_start")
@@ -106,17 +122,17 @@ class FitLoop:
         self.close_epoch()
 
     def start_epoch(self) -> Any:
-        """The batches that are left of the epoch; all generators are where they were when the run was saved."""
-        run, rng = self.run, self.rng
-        self.rng = None
-        if rng is not None and not self.stream.consumed:
-            restore_rng(rng)
+        """The batches that are left of the epoch. In a resumed run, hooks that run again leave no trace: those of the
+        start, and inside an epoch those of its start too."""
+        run, resumed, inside = self.run, self.resumed, self.stream.consumed > 0
+        self.resumed = None
+        if resumed is not None and not inside:
+            resumed.restore(self.book, run.fabric.device)
         run.hooks.call(self.book, "on_train_epoch_start")
         set_epoch(self.stream.loader, run.progress.epoch)
-        inside = self.stream.consumed > 0
         batches = iter(self.stream)
-        if rng is not None and inside:
-            restore_rng(rng)
+        if resumed is not None and inside:
+            resumed.restore(self.book, run.fabric.device)
         return batches
 
     def close_epoch(self) -> None:

@@ -14,7 +14,7 @@ from treadle.data import DataModule
 from treadle.errors import CheckpointError, warn
 from treadle.hyperparameters import plain_hyperparameters
 from treadle.loggers import Logger
-from treadle.loops.fit import FitLoop
+from treadle.loops.fit import FitLoop, Resumed
 from treadle.loops.run import Run
 from treadle.module import Module, load_weights
 from treadle.optim import Optimizers
@@ -130,10 +130,9 @@ def restore_training(parts: Parts, checkpoint: Checkpoint) -> None:
         if name in checkpoint["gradients"]:
             parameter.grad = checkpoint["gradients"][name].to(parameter.device)
     run.fabric.precision.load_state_dict(checkpoint["precision"])
-    loop.book.load_state_dict(checkpoint["metrics"], run.fabric.device)
     loop.stream.load_state_dict(checkpoint["stream"])  # type: ignore[arg-type]
     run.results.load_state_dict(checkpoint["results"])  # type: ignore[arg-type]
-    loop.rng = checkpoint["rng"]
+    loop.resumed = Resumed(checkpoint["rng"], checkpoint["metrics"])
 
 
 def _gradients(module: Module) -> dict[str, Any]:
