@@ -66,7 +66,7 @@ def new(
 
     Example: scaffold new my-project --ci gitlab --yes
     """
-    with _reporting(as_json):
+    with _reporting(as_json) as done:
         # Imported here: Copier takes five times as long to import as everything else together.
         from scaffold import catalog, creating
 
@@ -82,7 +82,9 @@ def new(
         if preview:
             creating.preview(plan, _as_json if as_json else _show_preview)
             return
-        created = creating.create(plan, _confirm if plan.ask else None)
+        created = creating.create(
+            plan, _confirm if plan.ask else None, in_place=lambda _: done.append(f"{path} was made, and is whole")
+        )
         if as_json:
             _print_json(_describe(created, path))
         else:
@@ -104,10 +106,12 @@ def update(
 
     Example: scaffold update --to 0.2.0
     """
-    with _reporting(as_json):
+    with _reporting(as_json) as done:
         from scaffold import updating
 
-        updated = updating.update(path, to=to, answers=_pairs(answers or []))
+        updated = updating.update(
+            path, to=to, answers=_pairs(answers or []), in_place=lambda where: done.append(f"{where} was updated")
+        )
         if as_json:
             _print_json(
                 {
@@ -126,21 +130,26 @@ def update(
 
 
 @contextmanager
-def _reporting(as_json: bool) -> Iterator[None]:
-    """A user's mistake becomes a message and exit code 1, a stop 130; never a traceback."""
+def _reporting(as_json: bool) -> Iterator[list[str]]:
+    """A user's mistake becomes a message and exit code 1, a stop 130; never a traceback.
+
+    Yields:
+        For the block to note what it has done for good, which a stop that comes later does not undo.
+    """
     from scaffold.interrupts import unwinding
 
+    done: list[str] = []
     try:
         _require_working_directory()
         with unwinding():
-            yield
+            yield done
     except ScaffoldError as error:
         if as_json:
             _print_json({"error": {"what": error.what, "why": error.why, "fix": error.fix}})
         console.complain(error)
         raise typer.Exit(1) from None
     except KeyboardInterrupt:
-        typer.echo("\nInterrupted: nothing was left behind.", err=True)
+        typer.echo(f"\nInterrupted: {', '.join(done) or 'nothing was left behind'}.", err=True)
         raise typer.Exit(130) from None
 
 

@@ -1,7 +1,7 @@
 """A new project, whole or not at all.
 
 Everything happens in a temporary folder on the target's own file system: render, guard, git, first commit. One rename
-then puts it in place, so a stop at any moment leaves nothing behind.
+then puts it in place, so a stop at any moment leaves either nothing or the whole project.
 """
 
 from __future__ import annotations
@@ -79,12 +79,18 @@ class Created:
         return notes
 
 
-def create(plan: Plan, confirm: Callable[[Rendering, tuple[str, ...]], bool] | None = None) -> Created:
+def create(
+    plan: Plan,
+    confirm: Callable[[Rendering, tuple[str, ...]], bool] | None = None,
+    in_place: Callable[[Path], None] | None = None,
+) -> Created:
     """Make the project.
 
     Args:
         confirm: Shown the rendering and its files before anything is put in place; False stops.
             None goes ahead.
+        in_place: Told the project's path as soon as it is there, whole. A signal that stops the command before this
+            call leaves nothing behind, one after it leaves the project: none comes in between.
 
     Raises:
         ScaffoldError: And nothing was left behind.
@@ -101,7 +107,10 @@ def create(plan: Plan, confirm: Callable[[Rendering, tuple[str, ...]], bool] | N
                 raise Declined("Nothing was made.", why="you said no.", fix="run the same command again.")
             commit = _commit(staging / "repository", rendering, plan) if plan.use_git else None
             enclosing = _enclosing(target) if plan.use_git else None
-            _put_in_place(rendering.folder, target)
+            with undisturbed():
+                _put_in_place(rendering.folder, target)
+                if in_place:
+                    in_place(target)
     except OSError as error:
         raise cannot_write(plan.path.absolute().parent, error) from error
     return Created(
@@ -241,20 +250,19 @@ def _enclosing(target: Path) -> Path | None:
 
 
 def _put_in_place(rendered: Path, target: Path) -> None:
-    with undisturbed():
-        if target.is_dir():
-            # Not renamed over: it may be the user's working directory, or a mount.
-            _move_children(rendered, target)
-            return
-        made = [folder for folder in target.parents if not folder.exists()]
-        try:
-            target.parent.mkdir(parents=True, exist_ok=True)
-            rendered.rename(target)
-        except OSError:
-            for folder in made:
-                if folder.is_dir():
-                    folder.rmdir()
-            raise
+    if target.is_dir():
+        # Not renamed over: it may be the user's working directory, or a mount.
+        _move_children(rendered, target)
+        return
+    made = [folder for folder in target.parents if not folder.exists()]
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        rendered.rename(target)
+    except OSError:
+        for folder in made:
+            if folder.is_dir():
+                folder.rmdir()
+        raise
 
 
 def _move_children(rendered: Path, target: Path) -> None:

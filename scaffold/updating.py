@@ -6,9 +6,8 @@ rendered elsewhere and guarded first. When Copier fails all the same, the projec
 
 from __future__ import annotations
 
-import contextlib
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -50,11 +49,15 @@ class Updated:
         return lines
 
 
-def update(path: Path, *, to: str | None, answers: Mapping[str, Any]) -> Updated:
+def update(
+    path: Path, *, to: str | None, answers: Mapping[str, Any], in_place: Callable[[Path], None] | None = None
+) -> Updated:
     """Bring the project at ``path`` to version ``to``, or the newest one.
 
     Args:
         answers: To new questions, or instead of recorded answers. What is open beyond them gets its default.
+        in_place: Told the project's path as soon as its files are the updated ones: a signal that stops the command
+            before this call leaves the project as it was, one after it leaves it updated.
 
     Raises:
         ScaffoldError: It cannot be; the project is as it was.
@@ -67,8 +70,7 @@ def update(path: Path, *, to: str | None, answers: Mapping[str, Any]) -> Updated
     source = _source(last, before, to)
     after = _probe(source, project.name, last, answers)
     if after != before or answers:
-        with _restoring(project):
-            copier_update(project, source, answers=answers)
+        _merge(project, source, answers, in_place)
     changed = tuple(_changed(project))
     conflicts = tuple(file for file in changed if _is_conflict(project, file))
     return Updated(path=project, before=before, after=after, changed=changed, conflicts=conflicts)
@@ -165,12 +167,18 @@ def _probe(source: Source, name: str, last: Mapping[str, Any], answers: Mapping[
     return probe.version or ""
 
 
-@contextlib.contextmanager
-def _restoring(project: Path) -> Iterator[None]:
-    """Put a clean project back as it was when the block fails or is stopped."""
+def _merge(project: Path, source: Source, answers: Mapping[str, Any], in_place: Callable[[Path], None] | None) -> None:
+    """Copier's update of a clean project, which is put back as it was when that fails or is stopped."""
+    updated = False
     try:
-        yield
+        copier_update(project, source, answers=answers)
+        with undisturbed():
+            updated = True
+            if in_place:
+                in_place(project)
     except BaseException:
+        if updated:  # stopped, but too late
+            raise
         with undisturbed():
             git.attempt("reset", "-q", "--", ".", cwd=project)
             git.attempt("checkout", "-q", "HEAD", "--", ".", cwd=project)

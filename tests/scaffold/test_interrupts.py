@@ -1,7 +1,8 @@
-"""Stopped at any moment, `scaffold new` leaves nothing behind."""
+"""Stopped at any moment, `scaffold new` leaves nothing or a whole project behind, and says which."""
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -9,6 +10,8 @@ import sys
 import time
 
 import pytest
+
+from scaffold import updating
 
 
 def stopped_at(machine, wrapped_git, git_command, template, cwd, number):
@@ -56,6 +59,67 @@ class TestCtrlC:
         assert code == 130, stderr
         assert [entry.name for entry in work.iterdir()] == ["p"]
         assert list((work / "p").iterdir()) == []
+
+
+class TestCtrlCThatComesTooLate:
+    def test_is_told_that_the_project_is_there(self, machine, make_template, tmp_path):
+        """Put in place before the stop, it stays. The command waits to print into a pipe that is full."""
+        work = tmp_path / "work"
+        work.mkdir()
+        read, write = full_pipe()
+        process = subprocess.Popen(
+            [sys.executable, "-m", "scaffold", "new", "p", f"--template={make_template()}", "--yes"],
+            cwd=work,
+            env=machine.environment,
+            stdout=write,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        os.close(write)
+        while not (work / "p").exists():
+            assert process.poll() is None, process.communicate()
+            time.sleep(0.01)
+        process.send_signal(signal.SIGINT)
+        while "Interrupted" not in (said := process.stderr.readline()):
+            assert said, process.communicate()
+        while os.read(read, 65536):  # it may end now
+            pass
+        os.close(read)
+        assert process.communicate(timeout=30) == (None, "")
+        assert process.returncode == 130
+        assert said == "Interrupted: p was made, and is whole.\n"
+        assert [entry.name for entry in work.iterdir()] == ["p"]
+        assert machine.git("status", "--porcelain", cwd=work / "p") == ""
+
+    def test_leaves_an_update_as_it_is(self, in_process, machine, make_template, tmp_path):
+        """Told that the project is updated, a caller can rely on it."""
+        template, project = make_template(), tmp_path / "p"
+        assert machine.scaffold("new", "p", f"--template={template}", "--yes", cwd=tmp_path).returncode == 0
+        (template / "hello.txt.jinja").write_text("Good morning {{ name }}\n")
+        machine.git("commit", "-qam", "v2", cwd=template)
+        machine.git("tag", "v2.0.0", cwd=template)
+        told = []
+
+        def stop(path):
+            os.kill(os.getpid(), signal.SIGINT)
+            told.append(path)
+
+        with pytest.raises(KeyboardInterrupt):
+            updating.update(project, to=None, answers={}, in_place=stop)
+        assert told == [project]
+        assert (project / "hello.txt").read_text() == "Good morning world\n"
+
+
+def full_pipe():
+    """Both ends of a pipe that takes no more."""
+    read, write = os.pipe()
+    os.set_blocking(write, False)
+    for size in (65536, 1):
+        with contextlib.suppress(BlockingIOError):
+            while True:
+                os.write(write, b"." * size)
+    os.set_blocking(write, True)
+    return read, write
 
 
 class TestTermination:
