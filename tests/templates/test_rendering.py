@@ -121,6 +121,32 @@ class TestAnyAnswer:
             assert done.returncode == 0, done.stdout + done.stderr
 
 
+class TestAnAnswerThatWillNotDo:
+    @pytest.mark.parametrize(
+        "question, answer, said",
+        [
+            ("package_name", "1bad", "use a-z"),
+            ("package_name", "my-net", "use a-z"),
+            ("package_name", "nät", "use a-z"),
+            ("package_name", "torch", "taken"),
+            ("package_name", "class", "taken"),
+            ("project_name", "my/net", "use a-z"),
+            ("project_name", "net-", "use a-z"),
+            ("description", "two\nlines", "one line"),
+            ("author_name", "  ", "give a name"),
+            ("author_name", "Ada\x07", "one line"),
+        ],
+    )
+    def test_is_refused_in_a_line_that_a_terminal_shows_whole(
+        self, render: Render, question: str, answer: str, said: str
+    ) -> None:
+        """The prompt wraps nothing: what does not fit into 80 columns is not there."""
+        with pytest.raises(ValueError, match=f"^Validation error for question '{question}': {said}") as refused:
+            render(**{question: answer})
+        [line] = str(refused.value).splitlines()
+        assert len(line) < 80
+
+
 class TestTheChoiceOfCI:
     @pytest.mark.parametrize("ci, present", [("github", {GITHUB}), ("gitlab", {GITLAB}), ("none", set())])
     def test_brings_just_its_own_file(self, render: Render, ci: str, present: set[str]) -> None:
