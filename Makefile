@@ -1,6 +1,6 @@
 # make demo   from nothing to a trained project        make test   every check this repository has
 # make lint   the fast checks only                     make bench  the measurements in benchmarks/
-# make bundle the templates, packed for the wheel      make clean  removes what make made, except the environment
+# make bundle the templates, packed for the wheel      make clean  removes what checks and builds left; demo/ is yours
 #
 # Any Python 3.10 to 3.13 will do; name one with PYTHON=... . VENV=... puts the environment elsewhere, and PIP_FLAGS=...
 # reaches every `pip install`, for example to take torch from another index.
@@ -40,7 +40,7 @@ bundle: $(VENV)/.ready
 	"$(BIN)/python" -m scaffold.bundle build --replace # the newest release is built anew until the version moves on
 
 clean:
-	rm -rf demo build dist runtime/dist .mypy_cache .pytest_cache .ruff_cache .import_linter_cache
+	rm -rf build dist runtime/dist .mypy_cache .pytest_cache .ruff_cache .import_linter_cache
 	find scaffold runtime tests benchmarks -name __pycache__ -type d -prune -exec rm -rf {} +
 
 distclean: clean
