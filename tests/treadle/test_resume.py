@@ -306,6 +306,19 @@ class TestTheWayToThePosition:
 
         assert_resumes_exactly(tmp_path, loader, (2, 5, 7))
 
+    def test_asks_it_between_epochs_too(self, tmp_path: Path) -> None:
+        """A data set that orders each epoch differently by a count of its own."""
+
+        def loader() -> DataLoader[Any]:
+            return DataLoader(TurnedByEpoch(), batch_size=4)
+
+        whole, rows = run(tmp_path / "whole", loader(), every="1 epoch")
+        run(tmp_path / "killed", loader(), kill_after=7, every="1 epoch")
+        again, again_rows = run(tmp_path / "killed", loader(), ckpt_path="last", every="1 epoch")
+        assert whole.seen[0] != whole.seen[5]
+        assert again.seen == whole.seen[5:]
+        assert again_rows == rows
+
 
 class Counted(IterableDataset[Any]):
     """An iterable that knows where it stands."""
@@ -324,6 +337,25 @@ class Counted(IterableDataset[Any]):
 
     def load_state_dict(self, state: dict[str, int]) -> None:
         self.position = state["position"]
+
+
+class TurnedByEpoch(IterableDataset[Any]):
+    """An iterable that starts one sample later in each epoch."""
+
+    def __init__(self) -> None:
+        self.points, self.epoch, self.position = NoisyPoints(), 0, 0
+
+    def __iter__(self) -> Iterator[Any]:
+        while self.position < 20:
+            self.position += 1
+            yield self.points[(self.epoch + self.position) % 20]
+        self.epoch, self.position = self.epoch + 1, 0
+
+    def state_dict(self) -> dict[str, int]:
+        return {"epoch": self.epoch, "position": self.position}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        self.epoch, self.position = state["epoch"], state["position"]
 
 
 class TestAFinishedRun:

@@ -18,7 +18,7 @@ from treadle.seeding import Owned, RNGState, capture_owned, capture_rng, restore
 
 class StreamState(TypedDict):
     consumed: int
-    """Batches taken in the running epoch; 0 between epochs, and then the rest doesn't matter."""
+    """Batches taken in the running epoch; 0 between epochs."""
     start: RNGState | None
     """The generators when the epoch's iterator was made."""
     owned_start: list[Owned]
@@ -78,6 +78,8 @@ class Stream:
         if saved is not None and saved["consumed"]:
             self._running = self._batches(self._continue(saved))
         else:
+            if saved is not None and saved["loader"] is not None:
+                _state_holder(self.loader).load_state_dict(saved["loader"])
             self.consumed = 0
             self._start, self._owned_start = capture_rng(), self._owned()
             self._running = self._batches(self._made())
@@ -131,12 +133,14 @@ class Stream:
 
     def state_dict(self) -> StreamState:
         holder = _state_holder(self.loader)
+        # What a loader's own state means between two epochs is its own affair; a data set's goes on counting.
+        told = holder is not None and (self.consumed > 0 or holder is not self.loader)
         return StreamState(
             consumed=self.consumed,
             start=self._start if self.consumed else None,
             owned_start=self._owned_start if self.consumed else [],
             owned=self._owned(),
-            loader=holder.state_dict() if holder is not None and self.consumed else None,
+            loader=holder.state_dict() if told else None,
         )
 
     def load_state_dict(self, state: StreamState) -> None:
