@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from treadle.attachment import trainer_of
 from treadle.checkpoint import Checkpoint, read
 from treadle.errors import CheckpointError, ModuleError, warn
 from treadle.hyperparameters import HasHyperParameters, arguments_for
@@ -176,14 +177,7 @@ class Module(HasHyperParameters, nn.Module):
         Raises:
             ModuleError: None does.
         """
-        trainer: Trainer | None = self.__dict__.get("_trainer")
-        if trainer is None:
-            raise ModuleError(
-                f"{type(self).__name__} has no trainer.",
-                why="a module gets its trainer when fit, validate, test or predict is called with it.",
-                fix="use self.trainer in steps and hooks only.",
-            )
-        return trainer
+        return trainer_of(self, use_in="steps and hooks")
 
     def __getstate__(self) -> dict[str, Any]:
         """Copies and pickles leave the run behind."""

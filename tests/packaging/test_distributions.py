@@ -220,18 +220,12 @@ class TestAProjectMadeThere:
         assert str(ROOT) not in answers
         assert str(project.parent) not in answers
 
-    def test_trains_with_the_runtime_of_the_wheel(self, environment: Environment, project: Path) -> None:
-        """Two wheels make a whole: one makes the project, the other runs it."""
-        environment.run(
-            *(
-                "python",
-                "-m",
-                "my_project",
-                "fit",
-                "--config",
-                "../configs/train.yaml",
-                "--trainer.fast_dev_run",
-                "true",
-            ),
-            cwd=project / "src",
-        )
+    def test_trains_with_the_runtime_of_the_wheel(
+        self, environment: Environment, project: Path, tmp_path: Path
+    ) -> None:
+        """Two wheels make a whole: one makes the project, the other runs it and leaves a checkpoint."""
+        few = ["--trainer.max_epochs", "1", "--trainer.limit_train_batches", "2", "--trainer.default_root_dir"]
+        fit = ["-m", "my_project", "fit", "--config", "../configs/train.yaml", *few, str(tmp_path)]
+        said = environment.run("python", *fit, cwd=project / "src")
+        assert said.startswith("best val_accuracy = ")
+        assert (tmp_path / "runs/version_0/checkpoints/last.ckpt").is_file()

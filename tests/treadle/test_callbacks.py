@@ -498,10 +498,18 @@ class TestTheModulesHooks:
             make_bare().fit(Misspelled([1.0]), BATCHES)
 
     def test_that_are_its_own_are_not_the_loops_business(self, make_bare: Any) -> None:
-        class Own(Scripted):
-            def on_a_whim(self) -> None: ...
+        """A module may have ``on_`` methods that resemble no hook: it trains, and nobody calls them."""
 
-        make_bare().fit(Own([1.0]), BATCHES)
+        class Own(Scripted):
+            called = False
+
+            def on_a_whim(self) -> None:
+                self.called = True
+
+        model, trainer = Own([1.0]), make_bare()
+        trainer.fit(model, BATCHES)
+        assert trainer.global_step == len(BATCHES)
+        assert not model.called
 
 
 class TestAModuleAfterItsRun:

@@ -235,7 +235,7 @@ class TestAFile:
     @pytest.mark.parametrize("text", ["- 1\n- 2\n", "just words", "5"])
     def test_that_holds_no_settings_is_an_error(self, project: Path, text: str) -> None:
         (project / "list.yaml").write_text(text)
-        mistake("fit", "--config", "list.yaml")
+        assert "config" in mistake("fit", "--config", "list.yaml").what
 
     def test_that_is_not_there_is_an_error_with_the_nearest(self) -> None:
         error = mistake("fit", "--config", "trian.yaml")
@@ -312,8 +312,10 @@ class TestTheExitCode:
         assert shown.err.startswith("error: model.hiden is not a setting.\n  why: ")
         assert shown.out == ""
 
-    def test_of_success_is_0(self) -> None:
+    def test_of_success_is_0(self, capsys: pytest.CaptureFixture[str]) -> None:
+        """``main`` returns, and the process ends as any that did its work; nothing is called an error."""
         main(Classifier, Points, ["fit", "--config", "train.yaml", "--trainer.fast_dev_run", "true"])
+        assert "error" not in capsys.readouterr().err
 
     def test_of_a_bug_in_the_users_code_is_a_traceback(self) -> None:
         """Ours are one paragraph; the user's own errors keep what is needed to find them."""

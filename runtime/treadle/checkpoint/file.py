@@ -22,7 +22,8 @@ DAMAGE = (
     *(RuntimeError, EOFError, ValueError, KeyError, OSError, OverflowError),
     *(BadZipFile, NotImplementedError, struct.error, zlib.error),
 )
-"""What reading a damaged file may raise."""
+"""What reading a damaged file may raise; ``NotImplementedError`` is ``zipfile``'s word for a method it doesn't know, as
+a flipped bit makes one."""
 
 
 def write(path: Path, checkpoint: Mapping[str, Any]) -> None:

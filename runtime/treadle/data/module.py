@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from treadle.attachment import trainer_of
 from treadle.errors import ModuleError
 from treadle.hyperparameters import HasHyperParameters
 
@@ -47,14 +48,7 @@ class DataModule(HasHyperParameters):
         Raises:
             ModuleError: None does.
         """
-        trainer: Trainer | None = self.__dict__.get("_trainer")
-        if trainer is None:
-            raise ModuleError(
-                f"{type(self).__name__} has no trainer.",
-                why="it gets one when fit, validate, test or predict is called with it.",
-                fix="use self.trainer in setup and in the loaders only.",
-            )
-        return trainer
+        return trainer_of(self, use_in="setup and in the loaders")
 
     def __getstate__(self) -> dict[str, Any]:
         """Copies and pickles leave the run behind."""
