@@ -5,11 +5,13 @@ The only importer of jsonargparse (extra ``treadle[cli]``).
 
 from __future__ import annotations
 
+import inspect
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
+from treadle.arguments import environment_settings
 from treadle.callbacks import Callback
 from treadle.checkpoint import write_plain
 from treadle.data import DataModule
@@ -77,8 +79,9 @@ def run(model: type[Module], data: type[DataModule], args: list[str]) -> Trainer
     elif verb == "predict":
         trainer = made.trainer
         outputs = trainer.predict(made.model, datamodule=made.data, ckpt_path=settings.ckpt_path)
-        write_plain(Path(settings.output), outputs)
-        print(f"{len(outputs or ())} batches of predictions in {settings.output}")
+        if outputs is not None:  # else a callback wrote them as they came
+            write_plain(Path(settings.output), outputs)
+            print(f"{len(outputs)} batches of predictions in {settings.output}")
     else:
         trainer = made.trainer
         getattr(trainer, verb)(made.model, datamodule=made.data, ckpt_path=settings.ckpt_path)
@@ -149,6 +152,8 @@ def _parser(verb: str, model: type[Module], data: type[DataModule]) -> Any:
         "--seed_everything", type=int | None, default=None, help="Seeds every generator, before all else."
     )
     parser.add_class_arguments(Trainer, "trainer")
+    known = list(inspect.signature(Trainer).parameters)
+    parser.set_defaults({f"trainer.{name}": value for name, value in environment_settings(known).items()})
     parser.add_class_arguments(model, "model")
     parser.add_class_arguments(data, "data")
     if verb == "fit":

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 from treadle.checkpoint import Checkpoint
@@ -12,12 +13,14 @@ from treadle.module import Module
 from treadle.version import __version__
 
 
-def announce(module: Module, fabric: Fabric, folder: Path | None, position: str) -> None:
+def announce(module: Module, fabric: Fabric, folder: Path | None, position: str, policies: str = "") -> None:
     """The one line at the start of a fit, on standard error."""
     count = sum(parameter.numel() for parameter in module.parameters())
     what = f"{type(module).__name__}, {count:,} parameters, {fabric.device}, {fabric.precision.name}"
     where = "writing no logs" if folder is None else _short(folder)
-    print(f"treadle {__version__}: {what}; {where}{position}", file=sys.stderr, flush=True)
+    print(
+        f"treadle {__version__}: {what}; {where}{position}{policies and f'; {policies}'}", file=sys.stderr, flush=True
+    )
 
 
 def announce_checkpoint(verb: str, path: Path, checkpoint: Checkpoint) -> None:
@@ -26,10 +29,11 @@ def announce_checkpoint(verb: str, path: Path, checkpoint: Checkpoint) -> None:
     print(f"treadle {__version__}: {verb} {_short(path)}, {at}", file=sys.stderr, flush=True)
 
 
-def table(stage: str, metrics: dict[str, float]) -> str:
-    """The metrics of an evaluation, one a line."""
-    width = max(map(len, [stage, *metrics]))
-    return "\n".join([stage, *(f"{name:{width}}  {value:.6g}" for name, value in sorted(metrics.items()))])
+def table(stage: str, metrics: Sequence[dict[str, float]]) -> str:
+    """The metrics of an evaluation, one a line; of several loaders, each once."""
+    together = {name: value for of_loader in metrics for name, value in of_loader.items()}
+    width = max(map(len, [stage, *together]))
+    return "\n".join([stage, *(f"{name:{width}}  {value:.6g}" for name, value in sorted(together.items()))])
 
 
 def _short(path: Path) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 
+from treadle import plugins
 from treadle.errors import ConfigError, nearest
 
 
@@ -27,8 +28,10 @@ def device_for(accelerator: str) -> torch.device:
                 why=f"torch.accelerator reports {found.type if found else 'no accelerator'}.",
                 fix='accelerator="auto", or install a torch built for the device.',
             )
+        case str() as name if (provided := plugins.named("treadle.accelerators", name)) is not None:
+            return torch.device(provided())  # a function of an installed package
         case _:
-            known = ["auto", "cpu", "gpu", "cuda", "mps"]
+            known = ["auto", "cpu", "gpu", "cuda", "mps", *plugins.names("treadle.accelerators")]
             raise ConfigError(
                 f"accelerator={accelerator!r} is unknown.",
                 why=f"known accelerators are {', '.join(known)}.",

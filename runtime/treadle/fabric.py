@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Callable, Iterable
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, Literal
 
 import torch
@@ -145,13 +144,23 @@ class Fabric:
         """``value`` reduced over all ranks, same shape."""
         return self.strategy.reduce(value, reduction)
 
+    def all_gather(self, data: Any, *, sync_grads: bool = False) -> Any:
+        """``data``, with each tensor in it from every rank, stacked in a new first dimension; as it is on one rank."""
+        return apply(data, lambda tensor: self.strategy.gather(tensor, sync_grads=sync_grads))
+
     def barrier(self) -> None:
         self.strategy.barrier()
 
-    def print(self, *values: object) -> None:
-        """Print once, on rank 0."""
+    @contextmanager
+    def init_module(self) -> Iterator[None]:
+        """Modules made inside have their parameters on the device from the start."""
+        with self.device:
+            yield
+
+    def print(self, *values: object, **settings: Any) -> None:
+        """Print once, on rank 0. ``settings`` are those of the built-in."""
         if self.is_global_zero:
-            print(*values, file=sys.stdout, flush=True)
+            print(*values, **{"flush": True, **settings})
 
 
 def move(batch: Any, device: torch.device) -> Any:
@@ -168,3 +177,15 @@ def move(batch: Any, device: torch.device) -> Any:
     if isinstance(batch, (str, bytes, int, float)) or batch is None:
         return batch
     return batch.to(device) if hasattr(batch, "to") else batch
+
+
+def apply(data: Any, function: Callable[[Tensor], Any]) -> Any:
+    """``data`` with ``function`` applied to each tensor in its tuples, lists and dicts."""
+    if isinstance(data, Tensor):
+        return function(data)
+    if isinstance(data, dict):
+        return {key: apply(item, function) for key, item in data.items()}
+    if isinstance(data, (list, tuple)):
+        items = [apply(item, function) for item in data]
+        return type(data)(*items) if hasattr(data, "_fields") else type(data)(items)
+    return data

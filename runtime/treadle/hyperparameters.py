@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import inspect
+import json
 from collections.abc import Collection, Mapping
 from dataclasses import asdict, is_dataclass
 from os import PathLike
+from pathlib import Path
 from types import FrameType
 from typing import Any
 
@@ -42,7 +44,18 @@ class HasHyperParameters:
             kept = self.__dict__["_hparams"] = HyperParameters()
         return kept
 
-    def save_hyperparameters(self, *values: Any, ignore: str | Collection[str] = (), logger: bool = True) -> None:
+    @property
+    def hparams_initial(self) -> HyperParameters:
+        """``hparams`` as ``save_hyperparameters`` kept them first."""
+        return HyperParameters(self.__dict__.get("_hparams_initial", self.hparams))
+
+    def save_hyperparameters(
+        self,
+        *values: Any,
+        ignore: str | Collection[str] = (),
+        frame: FrameType | None = None,
+        logger: bool = True,
+    ) -> None:
         """Keep the arguments of ``__init__`` in ``self.hparams``, in every checkpoint, and in the logger.
 
         Called bare, inside ``__init__``, it takes the arguments that ``__init__`` was given, those of subclasses
@@ -52,16 +65,17 @@ class HasHyperParameters:
         Args:
             values: Names of arguments, or one mapping or dataclass.
             ignore: Names to leave out, for example modules passed as arguments.
+            frame: Of the ``__init__`` whose arguments are meant; default: the caller's.
             logger: Hand them to the loggers.
 
         Raises:
             ConfigError: A name that is not an argument.
         """
-        frame = inspect.currentframe()
+        here = inspect.currentframe()
         if len(values) == 1 and not isinstance(values[0], str):
             found = _as_dict(values[0])
         else:
-            found = _init_arguments(self, frame.f_back if frame else None)
+            found = _init_arguments(self, frame or (here.f_back if here else None))
             if unknown := set(values) - set(found):
                 raise ConfigError(
                     f"save_hyperparameters({', '.join(map(repr, sorted(unknown)))}): no such argument.",
@@ -71,6 +85,7 @@ class HasHyperParameters:
             found = {name: value for name, value in found.items() if not values or name in values}
         ignored = {ignore} if isinstance(ignore, str) else set(ignore)
         self.hparams.update({name: value for name, value in found.items() if name not in ignored})
+        self.__dict__.setdefault("_hparams_initial", HyperParameters(self.hparams))
         self.__dict__["_logs_hparams"] = logger
 
     @property
@@ -155,3 +170,37 @@ def arguments_for(
             fix=f"{cls.__name__}.load_from_checkpoint(path, {missing[0]}=...)",
         )
     return arguments
+
+
+def read_hyperparameters(path: str | PathLike[str]) -> dict[str, Any]:
+    """Those in a JSON or YAML file (YAML needs PyYAML, which comes with ``treadle[cli]``).
+
+    Raises:
+        ConfigError: The file is not there, or holds something else.
+    """
+    path = Path(path)
+    try:
+        text = path.read_text(encoding="utf-8")
+        found = json.loads(text) if path.suffix == ".json" else _yaml(text)
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{path} can't be read.", why=f"{error}.", fix="give a JSON or YAML file.") from None
+    if not isinstance(found, dict):
+        raise ConfigError(
+            f"{path} holds a {type(found).__name__}.", why="hyperparameters have names.", fix="NAME: VALUE"
+        )
+    return found
+
+
+def _yaml(text: str) -> Any:
+    """
+    Raises:
+        ValueError: It is not YAML, or nothing here can read YAML.
+    """
+    try:
+        import yaml
+    except ModuleNotFoundError:
+        raise ValueError('YAML needs PyYAML: pip install "treadle[cli]"') from None
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ValueError(" ".join(str(error).split())) from None

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import cache
 from numbers import Real
-from typing import Any, Literal, TypedDict
+from typing import Any, Literal, NamedTuple, TypedDict
 
 import torch
 from torch import Tensor
 
-from treadle.errors import ConfigError, ModuleError
+from treadle.errors import ConfigError, DataError, ModuleError
+from treadle.metric_objects import find, is_metric, load_metric_state, metric_state, step_value
 
 Number = Tensor | float
 ReduceFx = Literal["mean", "sum", "min", "max"]
@@ -20,59 +22,89 @@ REDUCTIONS = ("mean", "sum", "min", "max")
 
 @dataclass(frozen=True, eq=False)
 class Scope:
-    """The hook that is running, as far as logging goes. One object per hook: compared by identity, on the hot path."""
+    """The hook that is running, as far as logging goes. One object per hook (and loader, where an evaluation reads
+    several): compared by identity, on the hot path."""
 
     hook: str
     on_step: bool
     """What ``on_step`` is when ``self.log`` doesn't say."""
     batched: bool
     """A batch is at hand, so a mean over the epoch is weighted by its size."""
+    loader: int | None = None
+    """The index of the loader, where an evaluation reads several."""
 
     @property
     def on_epoch(self) -> bool:
         return not self.on_step
 
 
-@cache
-def scope_of(hook: str) -> Scope | None:
+def scope_of(hook: str, loader: int | None = None) -> Scope | None:
     """The scope of a hook, by its name; None for hooks in which there is nothing to log to."""
+    return _scope(hook, loader)  # a cache tells a default from the same value given
+
+
+@cache
+def _scope(hook: str, loader: int | None) -> Scope | None:
     if hook == "training_step" or hook.startswith(("on_train_batch", "on_before_", "on_after_")):
         return Scope(hook, on_step=True, batched=True)
     if hook in ("validation_step", "test_step") or hook.startswith(("on_validation_batch", "on_test_batch")):
-        return Scope(hook, on_step=False, batched=True)
+        return Scope(hook, on_step=False, batched=True, loader=loader)
     epoch_hooks = ("epoch_start", "epoch_end", "train_start", "validation_start", "test_start")
     if hook.endswith(epoch_hooks) and "predict" not in hook:
         return Scope(hook, on_step=False, batched=False)
     return None
 
 
+class Options(NamedTuple):
+    """How a metric is logged, as the call says; the same in every call."""
+
+    prog_bar: bool = False
+    logger: bool | None = None
+    on_step: bool | None = None
+    on_epoch: bool | None = None
+    reduce_fx: str = "mean"
+    sync_dist: bool = False
+    add_dataloader_idx: bool = True
+    rank_zero_only: bool = False
+
+
 class SlotState(TypedDict):
     hook: str
+    loader: int | None
     name: str
     options: list[Any]
     value: Number | None
     total: Number | None
-    weight: float
+    weight: Number
+    metric: tuple[str, Any] | None
+    """Of a metric object: the attribute of the module it is, and its state."""
 
 
 class Slot:
     """One metric logged from one hook: its last value, and its reduction over the epoch so far."""
 
     __slots__ = (
-        *("name", "options", "on_step", "on_epoch", "prog_bar", "logger", "reduce_fx", "sync_dist"),
-        *("value", "total", "weight"),
+        *("name", "options", "on_step", "on_epoch", "prog_bar", "logger", "reduce_fx", "sync_dist", "rank_zero_only"),
+        *("loader", "value", "total", "weight", "metric", "attribute", "gathered"),
     )
 
-    def __init__(self, name: str, options: tuple[Any, ...], on_step: bool, on_epoch: bool) -> None:
-        self.name, self.options, self.on_step, self.on_epoch = name, options, on_step, on_epoch
-        self.prog_bar, self.logger, _, _, self.reduce_fx, self.sync_dist = options
+    def __init__(self, name: str, options: Options, on_step: bool, on_epoch: bool, loader: int | None) -> None:
+        self.name, self.options, self.on_step, self.on_epoch, self.loader = name, options, on_step, on_epoch, loader
+        self.prog_bar, self.logger = options.prog_bar, options.logger is not False
+        self.reduce_fx, self.sync_dist = options.reduce_fx, options.sync_dist
+        self.rank_zero_only = options.rank_zero_only
         self.value: Number | None = None
+        self.metric: Any = None
+        self.attribute = ""
         self.reset()
 
     def reset(self) -> None:
         """Start the reduction anew; the last value stays."""
         self.total: Number | None = None
-        self.weight = 0.0
+        self.weight: Number = 0.0
+        self.gathered = False  # whether the metric object has anything to tell
+        if self.metric is not None:
+            self.metric.reset()
 
     def update(self, value: Number, size: float) -> None:
         if self.on_step and isinstance(value, Tensor):
@@ -87,7 +119,7 @@ class Slot:
         match self.reduce_fx:
             case "mean":
                 self.total = value * size if self.total is None else self.total + value * size
-                self.weight += size
+                self.weight = self.weight + size
             case "sum":
                 self.total = value if self.total is None else self.total + value
             case "min":
@@ -95,19 +127,49 @@ class Slot:
             case "max":
                 self.total = value if self.total is None else -_least(-self.total, -value)
 
-    def reduced(self) -> Number | None:
-        """The reduction over everything logged since the last reset; None if nothing was."""
+    def current(self) -> Number | None:
+        """The value of the step at hand."""
+        if self.metric is None:
+            return self.value
+        return self._number(step_value(self.metric)) if self.gathered else None
+
+    def reduced(self, sync: Callable[[Tensor, Any], Tensor]) -> Number | None:
+        """The reduction over everything logged since the last reset; None if nothing was. Over all ranks, if that was
+        asked for: a mean weighted by what each of them saw."""
+        if self.metric is not None:
+            return self._number(self.metric.compute()) if self.gathered else None
         if self.total is None:
             return None
-        return self.total / self.weight if self.reduce_fx == "mean" else self.total
+        total, weight = self.total, self.weight
+        if self.sync_dist:
+            total = sync(torch.as_tensor(total), "sum" if self.reduce_fx == "mean" else self.reduce_fx)
+            if self.reduce_fx == "mean":
+                weight = sync(torch.as_tensor(weight, dtype=total.dtype, device=total.device), "sum")
+        if self.reduce_fx != "mean":
+            return total
+        return total / weight if isinstance(weight, Tensor) or weight else math.nan  # of batches that count nothing
+
+    def _number(self, value: Any) -> Number:
+        """What a metric object says, if it is one number."""
+        if isinstance(value, Real) or (isinstance(value, Tensor) and value.numel() == 1):
+            return value  # type: ignore[return-value]
+        raise _not_a_number(self.name, value)
+
+    @property
+    def _suffix(self) -> str:
+        return "" if self.loader is None else f"/dataloader_idx_{self.loader}"
+
+    @property
+    def plain_name(self) -> str:
+        return f"{self.name}{self._suffix}"
 
     @property
     def step_name(self) -> str:
-        return f"{self.name}_step" if self.on_epoch else self.name
+        return f"{self.name}_step{self._suffix}" if self.on_epoch else self.plain_name
 
     @property
     def epoch_name(self) -> str:
-        return f"{self.name}_epoch" if self.on_step else self.name
+        return f"{self.name}_epoch{self._suffix}" if self.on_step else self.plain_name
 
 
 class Logbook:
@@ -116,20 +178,29 @@ class Logbook:
     Args:
         batch_size: Size of the batch at hand; asked only when a mean needs it.
         sync: Reduces a value over all ranks; asked at log points, for values logged with ``sync_dist``.
+        owner: The module whose attributes metric objects are.
     """
 
-    def __init__(self, batch_size: Callable[[], int], sync: Callable[[Tensor, Any], Tensor]) -> None:
+    def __init__(
+        self, batch_size: Callable[[], int], sync: Callable[[Tensor, Any], Tensor], owner: object = None
+    ) -> None:
         self.scope: Scope | None = None
-        self._batch_size = batch_size
+        self.epoch_is_over = False
+        """Until the next starts, reductions stand for what they reduce."""
+        self.batch_size = batch_size
         self._sync = sync
+        self._owner = owner
         self._slots: dict[tuple[Scope, str], Slot] = {}
-        self._fresh: set[Slot] = set()
+        self._fresh: dict[Slot, None] = {}
+        self._by_size: list[tuple[Slot, Number, float]] = []
+        self.size_unknown: DataError | None = None
+        """The step at hand logged a mean over the epoch, and nobody knows the size of its batch."""
 
-    def log(self, name: str, value: Any, options: tuple[Any, ...], batch_size: int | None) -> None:
+    def log(self, name: str, value: Any, options: tuple[Any, ...], batch_size: float | Tensor | None) -> None:
         scope = self.scope
         slot = self._slots.get((scope, name))  # type: ignore[arg-type]
         if slot is None:
-            slot = self._open(name, options)
+            slot = self._open(name, Options(*options))
         elif slot.options != options:
             raise ConfigError(
                 f"self.log({name!r}) was called twice in one hook with different settings.",
@@ -143,17 +214,58 @@ class Logbook:
             if value.dim():
                 value = value.reshape(())
         elif not isinstance(value, (int, float)):
+            if is_metric(value):
+                return self._log_metric(slot, value)
             if not isinstance(value, Real):  # numpy's scalars
                 raise _not_a_number(name, value)
             value = float(value)
-        size = 1.0
-        if slot.on_epoch and scope is not None and scope.batched and slot.reduce_fx == "mean":
-            size = batch_size if batch_size is not None else self._batch_size()
+        size: Any = 1.0
+        if slot.on_epoch and slot.reduce_fx == "mean" and scope is not None and scope.batched:
+            if batch_size is None:
+                size = self._size()
+                if scope.on_step:
+                    self._by_size.append((slot, value, size))
+            else:
+                size = batch_size
         slot.update(value, size)
         if slot.on_step:
-            self._fresh.add(slot)
+            self._fresh[slot] = None
 
-    def _open(self, name: str, options: tuple[Any, ...]) -> Slot:
+    def _size(self) -> float:
+        """Of the batch at hand. A training step may still say what it weighs, where nobody knows its size."""
+        try:
+            return self.batch_size()
+        except DataError as error:
+            if self.scope is None or self.scope.hook != "training_step":
+                raise
+            self.size_unknown = error
+            return 0.0
+
+    def _log_metric(self, slot: Slot, metric: Any) -> None:
+        """The object keeps its own running state; it is asked for its value when one is needed, and reset with the
+        epoch."""
+        if slot.metric is not metric:
+            slot.metric = metric
+            slot.attribute = find(self._owner, metric)
+        slot.gathered = True
+        if slot.on_step:
+            self._fresh[slot] = None
+
+    def start_step(self) -> None:
+        """Another training batch begins."""
+        self._by_size.clear()
+        self.size_unknown = None
+
+    def weigh(self, weight: Number) -> None:
+        """The training step at hand says what its batch weighs: means over the epoch that took its size take that."""
+        for slot, value, size in self._by_size:
+            wide = value.to(_wide(value)) if isinstance(value, Tensor) else value
+            slot.total = slot.total + wide * (weight - size)  # type: ignore[operator]
+            slot.weight = slot.weight + (weight - size)
+        self._by_size.clear()
+        self.size_unknown = None
+
+    def _open(self, name: str, options: Options) -> Slot:
         if not isinstance(name, str) or not name:
             raise ConfigError(
                 f"self.log({name!r}, ...).", why="a metric has a name.", fix='self.log("train_loss", loss)'
@@ -165,15 +277,14 @@ class Logbook:
                 why="setup, configure_*, on_fit_*, on_*_end of a whole run and predict hooks have no row to write to.",
                 fix="log in a step, or in a hook of a batch or an epoch.",
             )
-        _, _, on_step, on_epoch, reduce_fx, _ = options
-        if reduce_fx not in REDUCTIONS:
+        if options.reduce_fx not in REDUCTIONS:
             raise ConfigError(
-                f"self.log({name!r}, reduce_fx={reduce_fx!r}) is unknown.",
+                f"self.log({name!r}, reduce_fx={options.reduce_fx!r}) is unknown.",
                 why=f"a metric is reduced over an epoch by one of {REDUCTIONS}.",
                 fix='self.log(..., reduce_fx="mean")',
             )
-        on_step = scope.on_step if on_step is None else on_step
-        on_epoch = scope.on_epoch if on_epoch is None else on_epoch
+        on_step = scope.on_step if options.on_step is None else options.on_step
+        on_epoch = scope.on_epoch if options.on_epoch is None else options.on_epoch
         if not on_step and not on_epoch:
             raise ConfigError(
                 f"self.log({name!r}, on_step=False, on_epoch=False) logs nothing.",
@@ -186,70 +297,101 @@ class Logbook:
                 why="this hook runs once an epoch; there is no step to log.",
                 fix="leave on_step out here.",
             )
-        slot = self._slots[scope, name] = Slot(name, options, on_step, on_epoch)
+        if options.sync_dist and options.rank_zero_only:
+            raise ConfigError(
+                f"self.log({name!r}, sync_dist=True, rank_zero_only=True).",
+                why="a reduction over all ranks needs all of them.",
+                fix="leave one of them out.",
+            )
+        shared = scope if options.add_dataloader_idx else scope_of(scope.hook)
+        assert shared is not None
+        slot = self._slots.get((shared, name))
+        if slot is None:  # else another loader opened it: one reduction over all of them
+            slot = self._slots[shared, name] = Slot(name, options, on_step, on_epoch, shared.loader)
+        self._slots[scope, name] = slot
         return slot
+
+    def slots(self) -> Iterable[Slot]:
+        return dict.fromkeys(self._slots.values())
 
     def take_step_row(self) -> dict[str, Number]:
         """The last value of everything that was logged on steps, for the loggers, since the last call."""
-        fresh, self._fresh = self._fresh, set()
-        return {slot.step_name: slot.value for slot in self._slots.values() if slot in fresh and slot.logger}  # type: ignore[misc]
+        fresh, self._fresh = self._fresh, {}
+        return {
+            slot.step_name: value for slot in fresh if slot.logger and (value := slot.current()) is not None
+        }  # fmt: skip
 
     def step_values(self, *, of: Literal["prog_bar"] | None = None) -> dict[str, Number]:
         """The last value of everything that is logged on steps."""
         return {
-            slot.step_name: slot.value
-            for slot in self._slots.values()
-            if slot.on_step and slot.value is not None and (of is None or getattr(slot, of))
+            slot.step_name: value
+            for slot in self.slots()
+            if slot.on_step and (of is None or getattr(slot, of)) and (value := slot.current()) is not None
         }
 
-    def epoch_values(self, *, of: Literal["logger", "prog_bar"] | None = None) -> dict[str, Number]:
-        """The reductions over the epoch so far."""
+    def newest(self) -> dict[str, Number]:
+        """The last value of everything logged on steps, under each name that callbacks may know it by: until the epoch
+        is over, ``loss`` is ``loss_step``."""
+        values = self.step_values()
+        if not self.epoch_is_over:
+            running = [slot for slot in self.slots() if slot.total is not None or slot.gathered]
+            values.update({slot.plain_name: values[slot.step_name] for slot in running if slot.step_name in values})
+        return values
+
+    def epoch_values(
+        self, *, of: Literal["logger", "prog_bar"] | None = None, loader: int | None = None
+    ) -> dict[str, Number]:
+        """The reductions over the epoch so far; with ``loader``, without those of other loaders."""
         return {
-            slot.epoch_name: self._synced(slot, value)
-            for slot in self._slots.values()
-            if slot.on_epoch and (value := slot.reduced()) is not None
+            slot.epoch_name: value
+            for slot in self.slots()
+            if slot.on_epoch
             if of is None or getattr(slot, of)
+            if loader is None or slot.loader in (None, loader)
+            if (value := slot.reduced(self._sync)) is not None
         }
 
     def callback_values(self) -> dict[str, Number]:
         """The reductions, under each name that callbacks may know them by: ``loss_epoch`` is ``loss`` too."""
         values = self.epoch_values()
-        plain = {slot.name: values[slot.epoch_name] for slot in self._slots.values() if slot.epoch_name in values}
+        plain = {slot.plain_name: values[slot.epoch_name] for slot in self.slots() if slot.epoch_name in values}
         return {**values, **plain}
 
     def reset(self) -> None:
-        """The epoch is over: every reduction starts anew."""
-        for slot in self._slots.values():
+        """Another epoch: every reduction starts anew."""
+        self.epoch_is_over = False
+        for slot in self.slots():
             slot.reset()
-
-    def _synced(self, slot: Slot, value: Number) -> Number:
-        if not slot.sync_dist:
-            return value
-        return self._sync(torch.as_tensor(value), slot.reduce_fx)
 
     def state_dict(self) -> list[SlotState]:
         """Everything needed to continue inside an epoch."""
         return [
             SlotState(
                 hook=scope.hook,
+                loader=scope.loader,
                 name=name,
                 options=list(slot.options),
                 value=slot.value if slot in self._fresh else None,
                 total=slot.total,
                 weight=slot.weight,
+                metric=(slot.attribute, metric_state(slot.metric)) if slot.gathered else None,
             )
             for (scope, name), slot in self._slots.items()
         ]
 
     def load_state_dict(self, state: Iterable[SlotState], device: torch.device) -> None:
-        self._slots, self._fresh = {}, set()
+        self._slots, self._fresh = {}, {}
         for saved in state:
-            self.scope = scope_of(saved["hook"])
-            slot = self._open(saved["name"], tuple(saved["options"]))
+            self.scope = scope_of(saved["hook"], saved["loader"])
+            slot = self._open(saved["name"], Options(*saved["options"]))
             slot.value, slot.total = _to(saved["value"], device), _to(saved["total"], device)
-            slot.weight = saved["weight"]
+            slot.weight = _to(saved["weight"], device)  # type: ignore[assignment]
+            if saved["metric"] is not None:
+                slot.attribute, inner = saved["metric"]
+                slot.metric = load_metric_state(self._owner, slot.attribute, inner, device)
+                slot.gathered = slot.metric is not None
             if slot.value is not None:
-                self._fresh.add(slot)
+                self._fresh[slot] = None
         self.scope = None
 
 
@@ -258,7 +400,7 @@ def as_floats(values: dict[str, Number]) -> dict[str, float]:
     by_device: dict[torch.device, dict[str, Tensor]] = {}
     for name, value in values.items():
         if isinstance(value, Tensor):
-            by_device.setdefault(value.device, {})[name] = value.to(_wide(value))
+            by_device.setdefault(value.device, {})[name] = value.detach().to(_wide(value)).reshape(())
     fetched: dict[str, float] = {}
     for tensors in by_device.values():
         fetched.update(zip(tensors, torch.stack(list(tensors.values())).tolist(), strict=True))
@@ -283,6 +425,6 @@ def _not_a_number(name: str, value: Any) -> ModuleError:
     shape = f" of shape {tuple(value.shape)}" if isinstance(value, Tensor) else f" {value!r}"
     return ModuleError(
         f"self.log({name!r}) was given a {type(value).__name__}{shape}.",
-        why="a metric is one number: a float, or a tensor with one element.",
+        why="a metric is one number: a float, a tensor with one element, or an object with update, compute and reset.",
         fix="reduce it first, for example value.mean(), or log several names with self.log_dict.",
     )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from typing import TypedDict
 
 
@@ -13,6 +13,7 @@ class ProgressState(TypedDict):
     window: int
     global_step: int
     validated: int
+    optimizer_steps: list[int]
 
 
 @dataclass(slots=True)
@@ -28,9 +29,16 @@ class Progress:
     window: int = 0
     """Batches whose gradients wait for the next optimizer step (gradient accumulation)."""
     global_step: int = 0
-    """Optimizer steps taken."""
+    """Training steps that updated weights, however many optimizers stepped in each."""
     validated: int = -1
     """``batches`` when the last validation ended, or -1."""
+    optimizer_steps: list[int] = field(default_factory=list)
+    """Steps of each optimizer."""
+
+    @property
+    def last_epoch(self) -> int:
+        """The epoch of the batch trained on last."""
+        return self.epoch - (self.batch == 0 and self.epoch > 0)
 
     def state_dict(self) -> ProgressState:
         return ProgressState(
@@ -40,8 +48,10 @@ class Progress:
             window=self.window,
             global_step=self.global_step,
             validated=self.validated,
+            optimizer_steps=list(self.optimizer_steps),
         )
 
     def load_state_dict(self, state: ProgressState) -> None:
-        for field in fields(self):
-            setattr(self, field.name, state[field.name])  # type: ignore[literal-required]
+        for counter in fields(self):
+            setattr(self, counter.name, state[counter.name])  # type: ignore[literal-required]
+        self.optimizer_steps = list(self.optimizer_steps)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import Literal, final
 
 from treadle.errors import ConfigError
@@ -57,3 +59,41 @@ class Every:
     def __repr__(self) -> str:
         unit = self.unit if self.count != 1 else self.unit[:-1]
         return f"Every('{self.count:g} {unit}')"
+
+
+def parse_duration(value: str | timedelta | Mapping[str, float]) -> timedelta:
+    """A length of time in one of its three forms.
+
+    >>> parse_duration("00:01:30:00") == parse_duration({"hours": 1.5}) == timedelta(minutes=90)
+    True
+
+    Args:
+        value: ``"DD:HH:MM:SS"``, a ``timedelta``, or its arguments by name.
+
+    Raises:
+        ConfigError: None of these, or not above zero.
+    """
+    match value:
+        case timedelta():
+            duration = value
+        case str() if found := re.fullmatch(r"(\d+):(\d\d):(\d\d):(\d\d)", value.strip()):
+            days, hours, minutes, seconds = map(int, found.groups())
+            duration = timedelta(days=days, hours=hours, minutes=minutes, seconds=seconds)
+        case Mapping():
+            try:
+                duration = timedelta(**value)
+            except TypeError:
+                raise _not_a_duration(value) from None
+        case _:
+            raise _not_a_duration(value)
+    if duration <= timedelta():
+        raise _not_a_duration(value)
+    return duration
+
+
+def _not_a_duration(value: object) -> ConfigError:
+    return ConfigError(
+        f"{value!r} is not a length of time.",
+        why="it is days, hours, minutes and seconds, and more than none of them.",
+        fix='write "00:12:00:00" for twelve hours, timedelta(hours=12), or {"hours": 12}.',
+    )

@@ -3,92 +3,130 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager, nullcontext
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from datetime import timedelta
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
-from torch import Tensor
-from torch.optim import Optimizer
 
-from treadle.arguments import callbacks_for, described, folder_for, listed, loggers_for, require_unique_keys
-from treadle.callbacks import Callback, EarlyStopping, ModelCheckpoint
+from treadle.arguments import (
+    callbacks_for,
+    described,
+    folder_for,
+    from_environment,
+    listed,
+    loggers_for,
+    policies,
+    precision_and_plugins,
+    profiler_of,
+    require_bare,
+    require_unique_keys,
+    takes_each_batch,
+    with_the_modules,
+    without_writers,
+)
+from treadle.callbacks import Callback
 from treadle.callbacks.hooks import Hooks
 from treadle.checkpoint import Checkpoint, make_folder, read, write
 from treadle.console import announce, announce_checkpoint, table
-from treadle.data import DataModule, Stream
+from treadle.data import DataModule
 from treadle.errors import CheckpointError, ModuleError
 from treadle.fabric import Fabric
 from treadle.loggers import CSVLogger, Logger
 from treadle.loops.evaluate import TEST, VALIDATE, Stage, evaluate, predict
 from treadle.loops.finding import FOLDER, find, is_newest_state
 from treadle.loops.fit import FitLoop
+from treadle.loops.loading import Loaders
+from treadle.loops.manual import ManualOptimization
 from treadle.loops.optimization import AutomaticOptimization
 from treadle.loops.run import Results, Run
-from treadle.loops.settings import Duration, Limits, Rhythm, Stepping, check_count, check_flag
+from treadle.loops.settings import (
+    Duration,
+    Limits,
+    Numerics,
+    Rhythm,
+    Stepping,
+    ValCheckInterval,
+    check_count,
+    check_flag,
+)
 from treadle.loops.state import (
     Parts,
     checkpoint_of,
-    last_epoch,
     logger_keys,
     restore_callbacks,
+    restore_for_evaluation,
     restore_model,
     restore_training,
     warn_of_changes,
 )
-from treadle.metrics import Logbook, as_floats
-from treadle.module import Module, overrides
-from treadle.optim import Optimizers, read_optimizers
+from treadle.module import Module, overrides, require_weights_only
+from treadle.optim import Optimizers, read_optimizers, warn_of_step_counting
 from treadle.precision import Precision
 from treadle.progress import Progress
+from treadle.reading import Readings
 from treadle.strategies import Strategy
 
-StageName = Literal["fit", "validate", "test", "predict"]
-LOADERS = {
-    "train": "train_dataloader",
-    "val": "val_dataloader",
-    "test": "test_dataloader",
-    "predict": "predict_dataloader",
-}
+if TYPE_CHECKING:
+    from treadle.profilers import Profiler
+
+Function = Literal["fit", "validate", "test", "predict"]
 
 
-class Trainer:
+class Trainer(Readings):
     """Trains and evaluates a ``Module``.
+
+    Every argument may also come from the environment: ``TREADLE_TRAINER_MAX_EPOCHS=3``.
 
     Args:
         accelerator: ``auto`` (an accelerator if the machine has one), ``cpu``, ``gpu``, ``cuda`` or ``mps``.
         devices: How many; this version uses one.
         strategy: ``auto`` or ``single``, or your own ``Strategy``.
         precision: ``32-true``, or your own ``Precision``.
-        logger: True for CSV files in ``default_root_dir/runs``; False for none; one ``Logger`` or several.
+        logger: True (the default) for CSV files in ``default_root_dir/runs``; False for none; one ``Logger`` or several.
         callbacks: One or several. Without a ``ModelCheckpoint`` among them, a default one is added.
         fast_dev_run: Run so many batches (True: 1) of each loader, once, and write nothing.
         max_epochs: Default: 1000, or no bound with ``max_steps``; -1 is no bound.
-        min_epochs: Nothing stops the run before, but ``max_steps``.
+        min_epochs: Callbacks and ``should_stop`` don't end the run before; ``max_steps`` does.
         max_steps: Optimizer steps; -1 is no bound.
-        min_steps: Nothing stops the run before, but ``max_steps``.
+        min_steps: The same in optimizer steps; ``max_epochs`` ends it all the same.
+        max_time: Train no longer than that: ``"DD:HH:MM:SS"``, a ``timedelta``, or its arguments in a dict.
         limit_train_batches: Batches an epoch: a count (int) or a fraction of the loader (float).
-        limit_val_batches: The same for validation; 0 turns it off.
+        limit_val_batches: The same for each validation loader; 0 turns validation off.
         limit_test_batches: The same for tests.
         limit_predict_batches: The same for predictions.
-        val_check_interval: Validate every so many batches (int), or at every such fraction of an epoch (float).
-        check_val_every_n_epoch: Validate in every so many epochs.
-        num_sanity_val_steps: Batches to validate before training starts; -1 all, 0 none.
+        overfit_batches: Train and validate on so many batches, the same in each epoch, shuffling off.
+        val_check_interval: Validate every so many batches (int), at every such fraction of an epoch (float), or at a
+            rhythm: ``"200 steps"``, ``"30 min"``, ``"DD:HH:MM:SS"``, a ``timedelta``, ``Every(...)``.
+        check_val_every_n_epoch: Validate in every so many epochs. None: ``val_check_interval`` counts across epochs.
+        num_sanity_val_steps: Batches to validate before training starts; -1 all, 0 none. Default: 2.
         log_every_n_steps: Write what was logged on steps once in so many.
-        enable_checkpointing: Save. Off, no ``ModelCheckpoint`` may be given.
-        enable_progress_bar: Show one, if standard error is a terminal.
+        enable_checkpointing: Save; the default. Off, no ``ModelCheckpoint`` may be given.
+        enable_progress_bar: Show one, if standard error is a terminal; the default.
+        enable_model_summary: Print the layers and their sizes before a fit. Default: no.
         accumulate_grad_batches: Batches for one optimizer step; gradients are the mean over them, in an epoch's shorter
             last window too.
         gradient_clip_val: Bound for the gradients; None for no clipping.
         gradient_clip_algorithm: Whether it bounds their joint L2 norm (``norm``) or each element (``value``).
+        deterministic: Only algorithms that give the same result each time, or an error; ``"warn"``: or a warning.
+        benchmark: Let cuDNN find its fastest algorithms.
+        inference_mode: Evaluate in ``torch.inference_mode``; False for ``torch.no_grad``.
+        profiler: ``simple``, ``advanced``, ``pytorch``, or your own ``Profiler``.
         detect_anomaly: Stop at the first loss or gradient that is not a number. Slow: syncs each step.
+        barebones: Nothing but training: no logger, no checkpoint, no bar, and ``self.log`` does nothing. To measure what
+            these cost.
+        plugins: Your own ``Precision``; or ``"none"`` for a Trainer without the policies that installed packages bring.
+        reload_dataloaders_every_n_epochs: Ask for new loaders once in so many epochs; 0 never.
         default_root_dir: Where ``runs`` lies; default: the working directory.
+        enable_autolog_hparams: Hand the hyperparameters to the loggers.
 
     Raises:
-        ConfigError: A value out of its range, or two that contradict each other.
+        ConfigError: A value out of its range, two that contradict each other, or an argument that there isn't.
     """
 
+    @from_environment
     def __init__(
         self,
         *,
@@ -96,44 +134,65 @@ class Trainer:
         devices: int | str = 1,
         strategy: str | Strategy = "auto",
         precision: str | int | Precision = "32-true",
-        logger: bool | Logger | Sequence[Logger] = True,
+        logger: bool | Logger | Sequence[Logger] | None = None,
         callbacks: Callback | Sequence[Callback] | None = None,
         fast_dev_run: bool | int = False,
         max_epochs: int | None = None,
         min_epochs: int | None = None,
         max_steps: int = -1,
         min_steps: int | None = None,
+        max_time: str | timedelta | Mapping[str, float] | None = None,
         limit_train_batches: int | float = 1.0,
         limit_val_batches: int | float = 1.0,
         limit_test_batches: int | float = 1.0,
         limit_predict_batches: int | float = 1.0,
-        val_check_interval: int | float = 1.0,
-        check_val_every_n_epoch: int = 1,
-        num_sanity_val_steps: int = 2,
+        overfit_batches: int | float = 0,
+        val_check_interval: ValCheckInterval = 1.0,
+        check_val_every_n_epoch: int | None = 1,
+        num_sanity_val_steps: int | None = None,
         log_every_n_steps: int = 50,
-        enable_checkpointing: bool = True,
-        enable_progress_bar: bool = True,
+        enable_checkpointing: bool | None = None,
+        enable_progress_bar: bool | None = None,
+        enable_model_summary: bool | None = None,
         accumulate_grad_batches: int = 1,
         gradient_clip_val: float | None = None,
         gradient_clip_algorithm: Literal["norm", "value"] = "norm",
+        deterministic: bool | Literal["warn"] | None = None,
+        benchmark: bool | None = None,
+        inference_mode: bool = True,
+        profiler: str | Profiler | None = None,
         detect_anomaly: bool = False,
+        barebones: bool = False,
+        plugins: str | Precision | Sequence[Precision] | None = None,
+        reload_dataloaders_every_n_epochs: int = 0,
         default_root_dir: str | os.PathLike[str] | None = None,
+        enable_autolog_hparams: bool = True,
     ) -> None:
         check_count("fast_dev_run", fast_dev_run)
-        check_flag("enable_checkpointing", enable_checkpointing)
-        check_flag("enable_progress_bar", enable_progress_bar)
-        self.fast_dev_run = int(fast_dev_run)
-        if self.fast_dev_run:
-            max_epochs, max_steps, num_sanity_val_steps, logger, val_check_interval = (
-                1,
-                self.fast_dev_run,
-                0,
-                False,
-                1.0,
+        check_flag("barebones", barebones)
+        for name, flag in (
+            ("enable_autolog_hparams", enable_autolog_hparams),
+            ("enable_checkpointing", enable_checkpointing),
+            ("enable_progress_bar", enable_progress_bar),
+            ("enable_model_summary", enable_model_summary),
+        ):
+            if flag is not None:
+                check_flag(name, flag)
+        self.fast_dev_run, self.barebones = int(fast_dev_run), barebones
+        given = listed(callbacks)
+        if barebones:
+            require_bare(
+                logger, enable_checkpointing, enable_progress_bar, enable_model_summary, profiler, fast_dev_run
             )
-            check_val_every_n_epoch, enable_checkpointing = 1, False
-            callbacks = [c for c in listed(callbacks) if not isinstance(c, ModelCheckpoint)]
+            logger = enable_checkpointing = enable_progress_bar = False
+            num_sanity_val_steps = 0
+        if self.fast_dev_run:
+            logger = enable_checkpointing = False
+            max_epochs, max_steps, val_check_interval, check_val_every_n_epoch = 1, self.fast_dev_run, 1.0, 1
+            num_sanity_val_steps = overfit_batches = 0
             limit_train_batches = limit_val_batches = limit_test_batches = limit_predict_batches = self.fast_dev_run
+            given = without_writers(given)
+        precision, named = precision_and_plugins(precision, plugins)
         self.fabric = Fabric(accelerator=accelerator, devices=devices, strategy=strategy, precision=precision)
         self.duration = Duration(
             max_epochs=max_epochs,
@@ -142,30 +201,54 @@ class Trainer:
             min_steps=0 if min_steps is None else min_steps,
         )
         self.limits = Limits(
-            train=limit_train_batches, val=limit_val_batches, test=limit_test_batches, predict=limit_predict_batches
+            train=limit_train_batches,
+            val=limit_val_batches,
+            test=limit_test_batches,
+            predict=limit_predict_batches,
+            overfit=overfit_batches,
         )
         self.rhythm = Rhythm(
             val_check_interval=val_check_interval,
             check_val_every_n_epoch=check_val_every_n_epoch,
-            num_sanity_val_steps=num_sanity_val_steps,
+            num_sanity_val_steps=2 if num_sanity_val_steps is None else num_sanity_val_steps,
             log_every_n_steps=log_every_n_steps,
+            reload_dataloaders_every_n_epochs=reload_dataloaders_every_n_epochs,
         )
         self.stepping = Stepping(
             accumulate_grad_batches=accumulate_grad_batches,
             gradient_clip_val=gradient_clip_val,
             gradient_clip_algorithm=gradient_clip_algorithm,
-            detect_anomaly=detect_anomaly,
         )
+        self.numerics = Numerics(
+            detect_anomaly=detect_anomaly,
+            deterministic=deterministic,
+            benchmark=benchmark,
+            inference_mode=inference_mode,
+        )
+        self._profiler = profiler_of(profiler)
         self.default_root_dir = folder_for(default_root_dir)
-        self.loggers: list[Logger] = loggers_for(logger, self.default_root_dir)
-        self.callbacks = callbacks_for(callbacks, enable_checkpointing, enable_progress_bar)
+        policy_callbacks, policy_loggers, self._policies = policies(named)
+        self.loggers = loggers_for(logger, self.default_root_dir)
+        if not (barebones or self.fast_dev_run):
+            self.loggers += policy_loggers
+        self.callbacks = callbacks_for(
+            [*given, *policy_callbacks],
+            bar=enable_progress_bar is not False,
+            summary=bool(enable_model_summary),
+            max_time=max_time,
+            checkpointing=enable_checkpointing,
+        )
+        self._logs_hparams = enable_autolog_hparams
         self.progress = Progress()
         self.datamodule: DataModule | None = None
         self._results = Results()
         self._run: Run | None = None
         self._parts: Parts | None = None
-        self._streams: dict[str, Stream] = {}
+        self._loaders: Loaders | None = None
+        self._function: str | None = None
+        self._status = "initializing"
         self._continued: Path | None = None
+        self._replaced: tuple[list[Callback], list[Callback]] | None = None
 
     # --- the four things it does ---
 
@@ -176,135 +259,145 @@ class Trainer:
         val_dataloaders: Any = None,
         datamodule: DataModule | None = None,
         ckpt_path: str | os.PathLike[str] | None = None,
+        weights_only: bool | None = None,
     ) -> None:
         """Train ``model``.
 
         Args:
             model: What to train.
-            train_dataloaders: A ``DataLoader`` or any iterable of batches, or a ``DataModule``. Default: the model's own.
+            train_dataloaders: A ``DataLoader`` or any iterable of batches; several of them in a list, a dict or a
+                ``CombinedLoader``; or a ``DataModule``. Default: the model's own.
             val_dataloaders: The same for validation; none is fine.
             datamodule: Brings its loaders, in place of the two.
             ckpt_path: Continue from a checkpoint: a path, ``"last"`` (the newest state of the newest run), ``"best"``, or
                 ``"auto"`` (``"last"`` if there is one, else a new run). The newest state of a run continues that run, in
                 its folder and bit for bit; an older one branches off into a new folder.
+            weights_only: Always: nothing but tensors and plain values is read.
 
         Raises:
             TreadleError: See ``treadle.errors``.
         """
+        require_weights_only(weights_only)
         if isinstance(train_dataloaders, DataModule):
             train_dataloaders, datamodule = None, train_dataloaders
         self.progress, self._results = Progress(), Results()
-        with self._stage("fit", model, datamodule) as parts:
+        given = {"train": train_dataloaders, "val": val_dataloaders}
+        with self._stage("fit", model, datamodule, given) as (parts, loaders):
             _require(model, "training_step")
             _require(model, "configure_optimizers")
-            train = self._stream("train", train_dataloaders)
-            val = self._val_stream(val_dataloaders)
+            if loaders.validates:
+                _require(model, "validation_step")
             checkpoint = self._load(parts, ckpt_path, resume=True)
             model_on_device = self.fabric.setup(model)
             assert model_on_device is not None
             parts.optimizers = read_optimizers(model.configure_optimizers())
-            run = parts.run
-            book = Logbook(train.batch_size, self.fabric.all_reduce)
-            parts.loop = FitLoop(
-                run,
-                book,
-                train,
-                val,
-                AutomaticOptimization(run, book, parts.optimizers, self.stepping),
-                self.duration,
-                self.rhythm,
-                self.stepping.accumulate_grad_batches,
-            )
-            if self._continued is None:
-                for logger in self.loggers:
-                    logger.start_run()
-            if self.is_global_zero:
-                if self.loggers:
-                    make_folder(self.run_folder)
-                announce(model, self.fabric, self.run_folder if self.loggers else None, self._position(checkpoint))
-            run.hooks.call(None, "on_fit_start")
+            parts.loop = self._fit_loop(parts, loaders)
+            self._start_run(parts, checkpoint)
+            parts.run.hooks.call(None, "on_fit_start")
             self._log_hyperparameters(parts)
             if checkpoint is not None:
                 restore_training(parts, checkpoint)
-            with torch.autograd.set_detect_anomaly(True) if self.stepping.detect_anomaly else nullcontext():
+            with torch.autograd.set_detect_anomaly(True) if self.numerics.detect_anomaly else nullcontext():
                 parts.loop()
-            run.hooks.call(None, "on_fit_end")
+            parts.run.hooks.call(None, "on_fit_end")
 
     def validate(
         self,
         model: Module | None = None,
         dataloaders: Any = None,
         ckpt_path: str | os.PathLike[str] | None = None,
-        datamodule: DataModule | None = None,
         verbose: bool = True,
+        datamodule: DataModule | None = None,
+        weights_only: bool | None = None,
     ) -> list[dict[str, float]]:
         """Evaluate on the validation data.
 
         Args:
-            model: Default: the one that was fitted, with its weights as they are.
-            dataloaders: A ``DataLoader``, any iterable of batches, or a ``DataModule``. Default: the model's own.
+            model: Default: the one that was fitted, with the best weights that a ``ModelCheckpoint`` kept, or as it is
+                if none did.
+            dataloaders: A ``DataLoader``, any iterable of batches, several of them, or a ``DataModule``. Default: the
+                model's own.
             ckpt_path: Load weights and counters first: a path, ``"last"`` or ``"best"``.
-            datamodule: Brings its loader.
             verbose: Print a table.
+            datamodule: Brings its loader.
+            weights_only: Always: nothing but tensors and plain values is read.
 
         Returns:
-            One dict of metrics, by the names they were logged under.
+            For each loader a dict of metrics, by the names they were logged under.
         """
-        return self._evaluate(VALIDATE, "val", model, dataloaders, ckpt_path, datamodule, verbose)
+        return self._evaluate(VALIDATE, "val", model, dataloaders, ckpt_path, verbose, datamodule, weights_only)
 
     def test(
         self,
         model: Module | None = None,
         dataloaders: Any = None,
         ckpt_path: str | os.PathLike[str] | None = None,
-        datamodule: DataModule | None = None,
         verbose: bool = True,
+        datamodule: DataModule | None = None,
+        weights_only: bool | None = None,
     ) -> list[dict[str, float]]:
         """As :meth:`validate`, on the test data."""
-        return self._evaluate(TEST, "test", model, dataloaders, ckpt_path, datamodule, verbose)
+        return self._evaluate(TEST, "test", model, dataloaders, ckpt_path, verbose, datamodule, weights_only)
 
     def predict(
         self,
         model: Module | None = None,
         dataloaders: Any = None,
         datamodule: DataModule | None = None,
-        return_predictions: bool = True,
+        return_predictions: bool | None = None,
         ckpt_path: str | os.PathLike[str] | None = None,
+        weights_only: bool | None = None,
     ) -> list[Any] | None:
         """Apply ``predict_step`` to each batch.
 
+        Args:
+            model: As in :meth:`validate`.
+            dataloaders: As in :meth:`validate`.
+            datamodule: Brings its loader.
+            return_predictions: Default: unless a ``BasePredictionWriter`` takes each batch.
+            ckpt_path: As in :meth:`validate`.
+            weights_only: Always: nothing but tensors and plain values is read.
+
         Returns:
-            Its results in order, on the CPU; None if not asked for, and then memory stays flat.
+            Its results in order, on the CPU, in a list for each loader where there are several; None if not asked for,
+            and then memory stays flat.
         """
-        with self._stage("predict", self._model(model), _datamodule(dataloaders, datamodule)) as parts:
-            stream = self._stream("predict", None if isinstance(dataloaders, DataModule) else dataloaders)
+        require_weights_only(weights_only)
+        ckpt_path = self._weights_for(model, ckpt_path)
+        loader, datamodule = _split(dataloaders, datamodule)
+        with self._stage("predict", self._model(model), datamodule, {"predict": loader}) as (parts, loaders):
             self._load(parts, ckpt_path, resume=False, verb="predict")
             self.fabric.setup(parts.run.module)
-            return predict(parts.run, stream, return_predictions=return_predictions)
+            wanted = not takes_each_batch(self.callbacks) if return_predictions is None else return_predictions
+            return predict(parts.run, loaders.evaluation("predict"), return_predictions=wanted)
 
     def _evaluate(
         self,
         stage: Stage,
-        loader: str,
+        kind: str,
         model: Module | None,
         dataloaders: Any,
         ckpt_path: str | os.PathLike[str] | None,
-        datamodule: DataModule | None,
         verbose: bool,
+        datamodule: DataModule | None,
+        weights_only: bool | None,
     ) -> list[dict[str, float]]:
-        with self._stage(stage.name, self._model(model), _datamodule(dataloaders, datamodule)) as parts:
+        require_weights_only(weights_only)
+        ckpt_path = self._weights_for(model, ckpt_path)
+        loader, datamodule = _split(dataloaders, datamodule)
+        assert stage.name != "predict"
+        with self._stage(stage.name, self._model(model), datamodule, {kind: loader}) as (parts, loaders):
             _require(parts.run.module, stage.step)
-            stream = self._stream(loader, None if isinstance(dataloaders, DataModule) else dataloaders)
             self._load(parts, ckpt_path, resume=False, verb=stage.name if verbose else None)
             self.fabric.setup(parts.run.module)
-            metrics = evaluate(parts.run, stage, stream)
+            metrics = evaluate(parts.run, stage, loaders.evaluation(kind))
             if verbose and self.is_global_zero:
                 print(table(stage.name, metrics))
-            return [metrics]
+            return metrics
 
-    # --- saving ---
+    # --- saving, and making ---
 
-    def save_checkpoint(self, path: str | os.PathLike[str], weights_only: bool = False) -> None:
+    def save_checkpoint(self, filepath: str | os.PathLike[str], weights_only: bool = False) -> None:
         """Save the run as it stands. Rows logged so far are on disk before the checkpoint is.
 
         Inside a fit, a hook other than ``on_savepoint`` is in the middle of a batch's work: see there.
@@ -325,273 +418,138 @@ class Trainer:
         for logger in self.loggers:
             logger.save()
         try:
-            write(Path(path), checkpoint)
+            write(Path(filepath), checkpoint)
         except OSError as error:
             raise CheckpointError(
-                f"{path} could not be written: {error.strerror or error}.",
+                f"{filepath} could not be written: {error.strerror or error}.",
                 why="checkpoints are written whole or not at all; the one before is intact.",
                 fix="make room or choose another dirpath, then resume from last.ckpt.",
             ) from error
 
-    # --- what users read ---
-
-    @property
-    def module(self) -> Module | None:
-        """The module of the last call."""
-        return self._parts.run.module if self._parts else None
-
-    @property
-    def current_epoch(self) -> int:
-        """The running epoch, from 0; after a fit, how many there were."""
-        return self.progress.epoch
-
-    @property
-    def last_epoch(self) -> int:
-        """The epoch of the batch trained on last."""
-        return last_epoch(self._run) if self._run else 0
-
-    @property
-    def global_step(self) -> int:
-        """Optimizer steps taken."""
-        return self.progress.global_step
-
-    @property
-    def max_epochs(self) -> int | None:
-        return self.duration.max_epochs
-
-    @property
-    def max_steps(self) -> int:
-        return self.duration.max_steps
-
-    @property
-    def accumulate_grad_batches(self) -> int:
-        return self.stepping.accumulate_grad_batches
-
-    @property
-    def log_every_n_steps(self) -> int:
-        return self.rhythm.log_every_n_steps
-
-    @property
-    def should_stop(self) -> bool:
-        """Set it to end the fit after the batch at hand."""
-        return self._run is not None and self._run.should_stop
-
-    @should_stop.setter
-    def should_stop(self, value: bool) -> None:
-        if self._run is not None:
-            self._run.should_stop = value
-
-    @property
-    def callback_metrics(self) -> dict[str, Tensor]:
-        """The newest value of everything logged."""
-        metrics = self._results.tensors()
-        if self._run is not None and self._run.book is not None:
-            metrics.update({name: torch.as_tensor(value) for name, value in self._run.book.step_values().items()})
-        return metrics
-
-    @property
-    def logged_metrics(self) -> dict[str, float]:
-        """The newest value of everything written to loggers."""
-        return dict(self._run.logged) if self._run else {}
-
-    @property
-    def progress_bar_metrics(self) -> dict[str, float]:
-        """What was logged with ``prog_bar=True``: its newest value. Syncs."""
-        values = dict(self._results.shown)
-        if self._run is not None and (book := self._run.book) is not None:
-            values.update({**book.epoch_values(of="prog_bar"), **book.step_values(of="prog_bar")})
-        return as_floats(values)
-
-    def is_fresh(self, metric: str) -> bool:
-        """Whether ``metric`` was found after the batch trained on last."""
-        book = self._run.book if self._run is not None else None
-        logged_on_steps = book is not None and metric in book.step_values()
-        return logged_on_steps or self._results.is_fresh(metric, self.progress.batches)
-
-    @property
-    def logger(self) -> Logger | None:
-        return self.loggers[0] if self.loggers else None
-
-    @property
-    def log_dir(self) -> Path | None:
-        """The folder of the first logger that has one."""
-        return next((logger.log_dir for logger in self.loggers if logger.log_dir is not None), None)
-
-    @property
-    def run_folder(self) -> Path:
-        """Where the run's files lie: the loggers' folder, or ``default_root_dir`` without one."""
-        return self.log_dir or self.default_root_dir
-
-    @property
-    def checkpoint_callbacks(self) -> list[ModelCheckpoint]:
-        return [callback for callback in self.callbacks if isinstance(callback, ModelCheckpoint)]
-
-    @property
-    def checkpoint_callback(self) -> ModelCheckpoint | None:
-        return next(iter(self.checkpoint_callbacks), None)
-
-    @property
-    def early_stopping_callbacks(self) -> list[EarlyStopping]:
-        return [callback for callback in self.callbacks if isinstance(callback, EarlyStopping)]
-
-    @property
-    def early_stopping_callback(self) -> EarlyStopping | None:
-        return next(iter(self.early_stopping_callbacks), None)
-
-    @property
-    def optimizers(self) -> list[Optimizer]:
-        return list(self._parts.optimizers.optimizers) if self._parts else []
-
-    @property
-    def train_dataloader(self) -> Any:
-        return self._loader("train")
-
-    @property
-    def val_dataloaders(self) -> Any:
-        return self._loader("val")
-
-    @property
-    def num_training_batches(self) -> int | float:
-        """Batches an epoch; infinity if the loader can't tell, 0 without one."""
-        return self._length("train")
-
-    @property
-    def num_val_batches(self) -> int | float:
-        return self._length("val")
-
-    @property
-    def num_test_batches(self) -> int | float:
-        return self._length("test")
-
-    @property
-    def num_predict_batches(self) -> int | float:
-        return self._length("predict")
-
-    @property
-    def estimated_stepping_batches(self) -> int | float:
-        """Optimizer steps of the whole fit, for schedules that need to know; infinity if nothing bounds it."""
-        batches = self.num_training_batches
-        windows = batches if batches == float("inf") else -(-batches // self.stepping.accumulate_grad_batches)
-        steps = min(windows * self.duration.epochs if windows else 0, self.duration.steps)
-        return steps if steps == float("inf") else int(steps)
-
-    @property
-    def sanity_checking(self) -> bool:
-        return self._run is not None and self._run.stage == "sanity_check"
-
-    @property
-    def training(self) -> bool:
-        return self._run is not None and self._run.stage == "train"
-
-    @property
-    def validating(self) -> bool:
-        return self._run is not None and self._run.stage == "validate"
-
-    @property
-    def testing(self) -> bool:
-        return self._run is not None and self._run.stage == "test"
-
-    @property
-    def predicting(self) -> bool:
-        return self._run is not None and self._run.stage == "predict"
-
-    @property
-    def is_global_zero(self) -> bool:
-        return self.fabric.is_global_zero
-
-    @property
-    def global_rank(self) -> int:
-        return self.fabric.global_rank
-
-    @property
-    def world_size(self) -> int:
-        return self.fabric.world_size
-
-    def print(self, *values: object) -> None:
-        """Print once, on rank 0."""
-        self.fabric.print(*values)
+    def init_module(self) -> AbstractContextManager[Any]:
+        """Modules made inside have their parameters on the device from the start."""
+        return self.fabric.init_module()
 
     # --- wiring ---
 
     @contextmanager
-    def _stage(self, name: StageName, module: Module, datamodule: DataModule | None) -> Iterator[Parts]:
+    def _stage(
+        self, name: Function, module: Module, datamodule: DataModule | None, given: dict[str, Any]
+    ) -> Iterator[tuple[Parts, Loaders]]:
         """Everything around a loop: attach, prepare, set up; afterwards, or after an error, tear down."""
-        if not isinstance(module, Module):
-            raise ModuleError(
-                f"{name} was given {described(module)}.",
-                why="it runs an object of treadle.Module, which says what a step is.",
-                fix=(
-                    f"{module.__name__}(...)"
-                    if isinstance(module, type)
-                    else "derive your model from treadle.Module, or wrap it in one."
-                ),
-            )
-        if isinstance(datamodule, type):
-            raise ModuleError(
-                f"datamodule is {described(datamodule)}.",
-                why="the run reads from an object.",
-                fix=f"datamodule={getattr(datamodule, '__name__', 'MyData')}(...)",
-            )
-        require_unique_keys(self.callbacks)
-        self.datamodule, self._streams, self._continued = datamodule, {}, None
+        _require_objects(name, module, datamodule)
         module.__dict__["_trainer"] = self
+        self._take_callbacks_of(module)
+        require_unique_keys(self.callbacks)
+        self.datamodule, self._continued = datamodule, None
         if datamodule is not None:
             datamodule.__dict__["_trainer"] = self
-        hooks = Hooks.of(self, self.callbacks, module)
-        run = Run(self.fabric, module, hooks, self.loggers, self.progress, self._results)
-        self._run, self._parts = run, Parts(run, datamodule, self.callbacks, Optimizers((), ()))
+        hooks = Hooks.of(self, self.callbacks, module, self._profiler)
+        run = Run(
+            fabric=self.fabric,
+            module=module,
+            datamodule=datamodule,
+            hooks=hooks,
+            loggers=self.loggers,
+            progress=self.progress,
+            results=self._results,
+            inference_mode=self.numerics.inference_mode,
+            profiler=self._profiler,
+            fitting=name == "fit",
+            silent=self.barebones,
+        )
+        loaders = self._loaders = Loaders(module, datamodule, given, self.limits)
+        self._run, self._parts = run, Parts(run, datamodule, self.callbacks, Optimizers())
+        self._function, self._status = name, "running"
+        for callback in self.callbacks:
+            callback.__dict__["_module"] = module
         try:
-            if datamodule is not None:
-                datamodule.prepare_data()
-            module.prepare_data()
-            if datamodule is not None:
-                datamodule.setup(name)
-            hooks.call(None, "setup", name)
-            yield self._parts
+            with self.numerics.applied(), self._profiled(name):
+                if datamodule is not None:
+                    datamodule.prepare_data()
+                module.prepare_data()
+                if datamodule is not None:
+                    datamodule.setup(name)
+                hooks.call(None, "setup", name)
+                module.configure_model()
+                loaders.ready = True
+                yield self._parts, loaders
         except BaseException as error:
+            self._status = "interrupted" if isinstance(error, KeyboardInterrupt) else "failed"
+            if datamodule is not None:
+                datamodule.on_exception(error)
             hooks.call(None, "on_exception", error)
             for logger in self.loggers:
                 logger.finalize("failed")
             raise
         finally:
             run.close_book()
-            for stream in self._streams.values():
-                stream.close()
+            loaders.close()
             with ExitStack() as teardowns:  # the last one in comes first; one that fails keeps no other from running
                 teardowns.callback(run.leave)
+                for callback in self.callbacks:
+                    teardowns.callback(callback.__dict__.pop, "_module", None)
                 for listener in reversed(hooks["teardown"]):
                     teardowns.callback(listener, name)
                 if datamodule is not None:
                     teardowns.callback(datamodule.teardown, name)
+        self._status = "finished"
         for logger in self.loggers:
             logger.finalize("success")
 
-    def _stream(self, kind: str, loader: Any) -> Stream:
-        assert self._run is not None
-        method = LOADERS[kind]
-        source = self.datamodule if self.datamodule is not None else self._run.module
-        if loader is None:
-            loader = getattr(source, method)()
-        if loader is None:
-            raise ModuleError(
-                f"{type(source).__name__}.{method} returned None.",
-                why="this run reads batches from it.",
-                fix="return a DataLoader or any iterable of batches.",
-            )
-        stream = Stream(loader, limit=getattr(self.limits, kind), name=f"the {kind} loader")
-        self._streams[kind] = stream
-        return stream
+    def _take_callbacks_of(self, module: Module) -> None:
+        """Merge in those that the module brings; those that the module before brought go."""
+        if self._replaced is not None and self.callbacks == self._replaced[1]:
+            self.callbacks = self._replaced[0]
+        own = with_the_modules(self.callbacks, module)
+        self._replaced = (self.callbacks, own) if own != self.callbacks else None
+        self.callbacks = own
 
-    def _val_stream(self, loader: Any) -> Stream | None:
-        """Validation while fitting is left out if there is no loader or no step for it."""
-        assert self._run is not None
-        source = self.datamodule if self.datamodule is not None else self._run.module
-        base = DataModule if self.datamodule is not None else Module
-        brings_one = type(source).val_dataloader is not base.val_dataloader
-        if self.limits.val == 0 or (loader is None and not brings_one):
-            return None
-        _require(self._run.module, "validation_step")
-        return self._stream("val", loader)
+    @contextmanager
+    def _profiled(self, name: str) -> Iterator[None]:
+        if self._profiler is None:
+            yield
+            return
+        self._profiler.setup(stage=name, rank=self.global_rank, folder=lambda: self.run_folder)
+        try:
+            yield
+        finally:
+            self._profiler.teardown(stage=name)
+
+    def _fit_loop(self, parts: Parts, loaders: Loaders) -> FitLoop:
+        run, optimizers = parts.run, parts.optimizers
+        book = run.new_book(lambda: 1)
+        self.progress.optimizer_steps = self.progress.optimizer_steps or [0] * len(optimizers.optimizers)
+        automatic = run.module.automatic_optimization
+        if automatic:
+            warn_of_step_counting(
+                optimizers.schedules, epochs=self.duration.epochs, steps=lambda: self.estimated_stepping_batches
+            )
+        return FitLoop(
+            run,
+            book,
+            loaders,
+            (
+                AutomaticOptimization(run, book, optimizers, self.stepping, check_finite=self.numerics.detect_anomaly)
+                if automatic
+                else ManualOptimization(run, book, optimizers, self.stepping)
+            ),
+            optimizers.schedules if automatic else (),
+            self.duration,
+            self.rhythm,
+            self.stepping,
+        )
+
+    def _start_run(self, parts: Parts, checkpoint: Checkpoint | None) -> None:
+        """The run's folder, and the line that says where it is."""
+        if self._continued is None:
+            for logger in self.loggers:
+                logger.start_run()
+        if self.is_global_zero:
+            if self.loggers:
+                make_folder(self.run_folder)
+            folder = self.run_folder if self.loggers else None
+            announce(parts.run.module, self.fabric, folder, self._position(checkpoint), self._policies)
 
     def _load(
         self, parts: Parts, ckpt_path: str | os.PathLike[str] | None, *, resume: bool, verb: str | None = None
@@ -606,6 +564,8 @@ class Trainer:
         if resume:
             warn_of_changes(parts, checkpoint)
             restore_callbacks(parts, checkpoint)
+        else:
+            restore_for_evaluation(parts, checkpoint)
         if resume and "loggers" in checkpoint and is_newest_state(path):
             self._continued = path
             for key, logger in logger_keys(self.loggers):
@@ -628,6 +588,15 @@ class Trainer:
             may_start=resume,
         )
 
+    def _weights_for(
+        self, model: Module | None, ckpt_path: str | os.PathLike[str] | None
+    ) -> str | os.PathLike[str] | None:
+        """Without a model and a path, an evaluation is of the best that the fit kept."""
+        own = self.checkpoint_callback
+        if model is None and ckpt_path is None and own is not None and own.best_model_path:
+            return own.best_model_path
+        return ckpt_path
+
     def _position(self, checkpoint: Checkpoint | None) -> str:
         """Where a resumed run goes on, for its first line."""
         if checkpoint is None:
@@ -641,7 +610,7 @@ class Trainer:
         params = dict(parts.run.module.logged_hparams)
         if parts.datamodule is not None:
             params = {**parts.datamodule.logged_hparams, **params}
-        if params and self.is_global_zero and self._continued is None:
+        if params and self._logs_hparams and self.is_global_zero and self._continued is None:
             for logger in self.loggers:
                 logger.log_hyperparams(params)
 
@@ -652,18 +621,29 @@ class Trainer:
             )
         return model if model is not None else self.module  # type: ignore[return-value]
 
-    def _loader(self, kind: str) -> Any:
-        return self._streams[kind].loader if kind in self._streams else None
 
-    def _length(self, kind: str) -> int | float:
-        if kind not in self._streams:
-            return 0
-        length = self._streams[kind].length
-        return float("inf") if length is None else length
+def _split(dataloaders: Any, datamodule: DataModule | None) -> tuple[Any, DataModule | None]:
+    """A data module may stand where loaders do."""
+    return (None, dataloaders) if isinstance(dataloaders, DataModule) else (dataloaders, datamodule)
 
 
-def _datamodule(dataloaders: Any, datamodule: DataModule | None) -> DataModule | None:
-    return dataloaders if isinstance(dataloaders, DataModule) else datamodule
+def _require_objects(function: str, module: Any, datamodule: Any) -> None:
+    if not isinstance(module, Module):
+        raise ModuleError(
+            f"{function} was given {described(module)}.",
+            why="it runs an object of treadle.Module, which says what a step is.",
+            fix=(
+                f"{module.__name__}(...)"
+                if isinstance(module, type)
+                else "derive your model from treadle.Module, or wrap it in one."
+            ),
+        )
+    if isinstance(datamodule, type):
+        raise ModuleError(
+            f"datamodule is {described(datamodule)}.",
+            why="the run reads from an object.",
+            fix=f"datamodule={getattr(datamodule, '__name__', 'MyData')}(...)",
+        )
 
 
 def _require(module: Module, method: str) -> None:

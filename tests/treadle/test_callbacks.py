@@ -216,6 +216,42 @@ class TestTheNamesOfCheckpoints:
         fit(ModelCheckpoint(dirpath=tmp_path / "mine"), [1.0])
         assert sorted(path.name for path in (tmp_path / "mine").iterdir()) == ["epoch=0-step=2.ckpt", "last.ckpt"]
 
+    def test_hold_values_without_names_if_one_wishes(self, fit: Any) -> None:
+        checkpoints = ModelCheckpoint(filename="e{epoch}-{val_loss:.2f}", auto_insert_metric_name=False)
+        assert files(fit(checkpoints, [0.125])) == ["e0-0.12.ckpt", "last.ckpt"]
+
+    def test_that_would_be_equal_are_overwritten_if_one_wishes(self, fit: Any) -> None:
+        trainer = fit(ModelCheckpoint(filename="same", save_top_k=-1, enable_version_counter=False), [1.0, 2.0])
+        assert files(trainer) == ["last.ckpt", "same.ckpt"]
+        assert saved(trainer.checkpoint_callback.best_model_path)["global_step"] == 4
+
+    @pytest.mark.parametrize("settings", [{}, {"enable_version_counter": False, "save_top_k": 2}], ids=str)
+    def test_that_never_change_are_those_of_the_best(self, fit: Any, settings: dict[str, Any]) -> None:
+        """A worse epoch doesn't overwrite best.ckpt."""
+        checkpoints = ModelCheckpoint(filename="best", monitor="val_loss", **settings)
+        assert files(fit(checkpoints, [3.0, 1.0, 2.0])) == ["best.ckpt", "last.ckpt"]
+        assert (saved(checkpoints.best_model_path)["epoch"], checkpoints.best_model_score) == (1, 1.0)
+
+    def test_leave_that_of_the_newest_state_to_it(self, fit: Any) -> None:
+        checkpoints = ModelCheckpoint(filename="last", monitor="val_loss")
+        assert files(fit(checkpoints, [1.0, 2.0])) == ["last-v1.ckpt", "last.ckpt"]
+        assert saved(checkpoints.best_model_path)["epoch"] == 0
+        with pytest.raises(ConfigError, match=r"would overwrite last\.ckpt"):
+            fit(ModelCheckpoint(filename="last", enable_version_counter=False), [1.0])
+
+    def test_are_told_without_saving(self, tmp_path: Path) -> None:
+        checkpoints = ModelCheckpoint(tmp_path, "{epoch}-{val_loss:.1f}")
+        metrics = {"epoch": 3, "val_loss": torch.tensor(0.25)}
+        assert checkpoints.format_checkpoint_name(metrics) == str(tmp_path / "epoch=3-val_loss=0.2.ckpt")
+        assert checkpoints.format_checkpoint_name(metrics, "{epoch:02d}") == str(tmp_path / "epoch=03.ckpt")
+
+    def test_may_be_others(self, fit: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(ModelCheckpoint, "CHECKPOINT_NAME_LAST", "newest")
+        monkeypatch.setattr(ModelCheckpoint, "FILE_EXTENSION", ".pt")
+        trainer = fit(ModelCheckpoint(filename="kept"), [1.0])
+        assert files(trainer) == ["kept.pt", "newest.pt"]
+        assert Path(trainer.checkpoint_callback.last_model_path).name == "newest.pt"
+
     def test_of_another_run_are_not_overwritten(self, fit: Any, tmp_path: Path) -> None:
         """Two runs that write to one folder."""
         for _ in range(2):
@@ -241,6 +277,23 @@ class TestTheRhythmOfSaving:
     def test_may_be_epochs(self, fit: Any, rhythm: dict[str, Any]) -> None:
         assert steps_saved(fit, **rhythm) == [4]
 
+    @pytest.mark.parametrize(
+        "rhythm, steps",
+        [
+            ({"every_n_train_steps": 0}, [2, 4, 6]),
+            ({"every_n_epochs": 0}, []),
+            ({"every_n_train_steps": 0, "every_n_epochs": 2}, [4]),
+            ({"every_n_train_steps": 5, "every_n_epochs": 0}, [5]),
+            ({"every_n_train_steps": 0, "every_n_epochs": 0}, []),
+        ],
+        ids=str,
+    )
+    def test_of_0_is_off(self, fit: Any, rhythm: dict[str, int], steps: list[int]) -> None:
+        assert steps_saved(fit, **rhythm) == steps
+
+    def test_of_0_epochs_writes_last_all_the_same(self, fit: Any) -> None:
+        assert files(fit(ModelCheckpoint(every_n_epochs=0), [1.0, 2.0])) == ["last.ckpt"]
+
     @pytest.mark.parametrize("interval, steps", [(timedelta(hours=1), []), (timedelta(microseconds=1), None)])
     def test_may_be_time(self, fit: Any, interval: timedelta, steps: Any) -> None:
         """Nothing within the first hour; after each batch and epoch, if that took longer than a microsecond."""
@@ -253,6 +306,42 @@ class TestTheRhythmOfSaving:
             ModelCheckpoint(monitor="val_loss", save_top_k=-1), [1.0, 2.0], val_check_interval=1, max_epochs=1
         )
         assert set(trainer.checkpoint_callback.best_k_models.values()) == {1.0, 2.0}
+
+    @pytest.mark.parametrize(
+        "rhythm, steps",
+        [
+            ({}, [1, 2, 2, 3, 4, 4]),
+            ({"save_on_train_epoch_end": True}, [2, 4]),
+            ({"save_on_train_epoch_end": False}, [1, 2, 3, 4]),
+            ({"save_on_train_epoch_end": True, "every_n_epochs": 2}, [4]),
+            ({"save_on_train_epoch_end": False, "every_n_epochs": 2}, [3, 4]),
+            ({"save_on_train_epoch_end": False, "every_n_train_steps": 3}, [3]),
+        ],
+        ids=str,
+    )
+    def test_is_the_end_of_epochs_or_of_validations(
+        self, make_trainer: Any, rhythm: dict[str, Any], steps: list[int]
+    ) -> None:
+        """Two epochs of two steps, a validation after each step."""
+        checkpoints = ModelCheckpoint(filename="{step}", save_top_k=-1, save_last=False, **rhythm)
+        trainer = make_trainer(callbacks=checkpoints, max_epochs=2, val_check_interval=1)
+        trainer.fit(Scripted([1.0]), BATCHES, BATCHES)
+        assert sorted(saved(path)["global_step"] for path in checkpoints.best_k_models) == steps
+
+    def test_goes_on_after_resuming(self, fit: Any) -> None:
+        """A validation that was saved before the restart is not saved again at the epoch's end."""
+
+        class Stops(treadle.Callback):
+            def on_train_epoch_end(self, trainer: treadle.Trainer, module: treadle.Module) -> None:
+                raise KeyboardInterrupt
+
+        def checkpoints() -> ModelCheckpoint:
+            return ModelCheckpoint(filename="{step}", save_top_k=-1, save_on_train_epoch_end=False)
+
+        with pytest.raises(KeyboardInterrupt):
+            fit([Stops(), checkpoints()], [1.0], val_check_interval=1)
+        trainer = fit([checkpoints()], [1.0], val_check_interval=1, ckpt_path="last")
+        assert files(trainer) == ["last.ckpt", "step=1.ckpt", "step=2.ckpt"]
 
     def test_does_not_count_steps_that_did_not_happen(self, make_trainer: Any) -> None:
         """Batches that are skipped before the first step save nothing."""
@@ -271,8 +360,10 @@ class TestTheRhythmOfSaving:
         [
             {"every_n_train_steps": 1, "every_n_epochs": 1},
             {"every": "1 epoch", "train_time_interval": timedelta(hours=1)},
-            {"every_n_train_steps": 0},
+            {"every_n_train_steps": -1},
             {"every_n_epochs": -1},
+            {"every_n_train_steps": 2, "save_on_train_epoch_end": True},
+            {"every": "1 min", "save_on_train_epoch_end": True},
             {"train_time_interval": 60},
             {"every": "now and then"},
             {"every": 5},
@@ -320,10 +411,211 @@ class TestAMetricToMonitor:
 
 
 class TestModelCheckpointsSettings:
-    @pytest.mark.parametrize("settings", [{"mode": "lower"}, {"save_top_k": -2}, {"save_top_k": 3}], ids=str)
+    @pytest.mark.parametrize(
+        "settings", [{"mode": "lower"}, {"save_top_k": -2}, {"save_top_k": 3}, {"save_last": "copy"}], ids=str
+    )
     def test_that_make_no_sense_are_an_error(self, settings: dict[str, Any]) -> None:
         with pytest.raises(ConfigError):
             ModelCheckpoint(**settings)
+
+    def test_may_be_changed_when_a_run_is_resumed(self, fit: Any) -> None:
+        """How many to keep: what was the best then still is, and stays."""
+        fit(ModelCheckpoint(monitor="val_loss", save_top_k=2), [2.0, 1.0, 3.0])
+        again = ModelCheckpoint(monitor="val_loss", save_top_k=1)
+        trainer = fit(again, [1.5], max_epochs=4, ckpt_path="last")
+        assert list(again.best_k_models.values()) == [1.0]
+        assert files(trainer) == ["epoch=0-step=2.ckpt", "epoch=1-step=4.ckpt", "last.ckpt"]
+
+
+class TestWhatModelCheckpointTells:
+    def test_is_the_worst_that_is_kept_and_the_newest_score(self, fit: Any) -> None:
+        checkpoints = ModelCheckpoint(monitor="val_loss", save_top_k=2)
+        fit(checkpoints, [3.0, 1.0, 2.0, 4.0])
+        assert Path(checkpoints.kth_best_model_path).name == "epoch=2-step=6.ckpt"
+        assert checkpoints.current_score == 4.0
+        assert ModelCheckpoint().kth_best_model_path == ""
+
+    def test_is_written_as_yaml(self, fit: Any, tmp_path: Path) -> None:
+        checkpoints = ModelCheckpoint(tmp_path / "a: b", monitor="val_loss", save_top_k=-1)
+        fit(checkpoints, [0.5, float("nan"), float("-inf")])
+        checkpoints.to_yaml()
+        checkpoints.to_yaml(tmp_path / "best.yaml")
+        text = (tmp_path / "best.yaml").read_text()
+        assert text == (tmp_path / "a: b/best_k_models.yaml").read_text()
+        assert [line.rsplit(": ", 1)[1] for line in text.splitlines()] == ["0.5", ".nan", "-.inf"]
+        assert text.startswith(f'"{tmp_path}/a: b/epoch=0-step=2.ckpt": ')
+
+    def test_is_what_it_saves_when_asked_to(self, fit: Any, capsys: pytest.CaptureFixture[str]) -> None:
+        checkpoints = ModelCheckpoint(verbose=True)
+        fit(checkpoints, [1.0])
+        said = capsys.readouterr().out
+        assert f"epoch 0, step 2: saved {checkpoints.best_model_path}." in said
+        assert f"epoch 0, step 2: saved {checkpoints.last_model_path}." in said
+
+
+class Breaks(Scripted):
+    """Its third training step fails."""
+
+    def training_step(self, batch: Tensor) -> Tensor:
+        if self.global_step == 2:
+            raise RuntimeError("the third step")
+        return super().training_step(batch)
+
+
+class TestAnExceptionThatEndsTheFit:
+    def broken(self, make_trainer: Any, checkpoints: ModelCheckpoint, **settings: Any) -> treadle.Trainer:
+        trainer: treadle.Trainer = make_trainer(callbacks=checkpoints, max_epochs=2, **settings)
+        with pytest.raises(RuntimeError, match="the third step"):
+            trainer.fit(Breaks([1.0]), BATCHES)
+        return trainer
+
+    def test_is_saved_if_one_wishes(self, make_trainer: Any) -> None:
+        """Beside last.ckpt, which is the newest whole state."""
+        trainer = self.broken(make_trainer, ModelCheckpoint(save_on_exception=True))
+        assert files(trainer) == ["epoch=0-step=2.ckpt", "exception.ckpt", "last.ckpt"]
+        folder = trainer.run_folder / "checkpoints"
+        assert saved(folder / "exception.ckpt")["progress"]["epoch"] == 1
+        again = make_trainer(max_epochs=2)
+        again.fit(Scripted([1.0]), BATCHES, ckpt_path=folder / "exception.ckpt")
+        assert again.global_step == 3  # of four: the batch that failed is not repeated
+
+    def test_is_not_saved_if_nothing_is_said(self, make_trainer: Any) -> None:
+        assert "exception.ckpt" not in files(self.broken(make_trainer, ModelCheckpoint()))
+
+    def test_is_not_saved_before_training(self, make_trainer: Any) -> None:
+        class NoOptimizer(Scripted):
+            def configure_optimizers(self) -> Any:
+                raise RuntimeError("the third step")
+
+        trainer = make_trainer(callbacks=ModelCheckpoint(save_on_exception=True))
+        with pytest.raises(RuntimeError, match="the third step"):
+            trainer.fit(NoOptimizer([1.0]), BATCHES)
+        assert not list(trainer.default_root_dir.rglob("*.ckpt"))
+
+    def test_is_not_hidden_when_saving_fails_too(self, make_trainer: Any, capsys: pytest.CaptureFixture[str]) -> None:
+        class Unsavable(treadle.Callback):
+            def on_save_checkpoint(self, trainer: treadle.Trainer, module: Any, checkpoint: dict[str, Any]) -> None:
+                if trainer.current_epoch == 1 and trainer.progress.batch == 0 and module.global_step == 2:
+                    checkpoint["object"] = object()
+
+        checkpoints = ModelCheckpoint(save_on_exception=True, every_n_train_steps=2)
+        self.broken(make_trainer, [Unsavable(), checkpoints])  # type: ignore[arg-type]
+        assert "exception.ckpt was not saved. CheckpointError" in capsys.readouterr().err
+
+
+class TestSeveralModelCheckpoints:
+    def test_each_keep_their_own(self, fit: Any) -> None:
+        """The best by one metric, the newest, and last.ckpt by one of them."""
+        best = ModelCheckpoint(monitor="val_loss", filename="best-{epoch}", save_last=False)
+        newest = ModelCheckpoint(filename="newest-{epoch}")
+        trainer = fit([best, newest], [3.0, 1.0, 2.0])
+        assert files(trainer) == ["best-epoch=1.ckpt", "last.ckpt", "newest-epoch=2.ckpt"]
+        assert saved(newest.last_model_path)["epoch"] == 2
+
+    def test_may_differ_in_any_setting(self, fit: Any) -> None:
+        trainer = fit([ModelCheckpoint(save_top_k=0), ModelCheckpoint(save_top_k=-1, save_last=False)], [1.0, 2.0])
+        assert files(trainer) == ["epoch=0-step=2.ckpt", "epoch=1-step=4.ckpt", "last.ckpt"]
+
+    def test_that_are_the_same_are_an_error(self, fit: Any) -> None:
+        with pytest.raises(ConfigError, match="two callbacks have the state key"):
+            fit([ModelCheckpoint(), ModelCheckpoint()], [1.0])
+
+    def test_with_equal_names_overwrite_nothing(self, fit: Any) -> None:
+        """Both keep the second epoch of three, the first one only that."""
+        one, two = ModelCheckpoint(monitor="val_loss"), ModelCheckpoint(monitor="val_loss", save_top_k=2)
+        trainer = fit([one, two], [2.0, 1.0, 3.0])
+        assert files(trainer) == [
+            "epoch=0-step=2-v1.ckpt",
+            "epoch=1-step=4-v1.ckpt",
+            "epoch=1-step=4.ckpt",
+            "last.ckpt",
+        ]
+        with pytest.raises(ConfigError, match="would overwrite epoch=0-step=2"):
+            fit([ModelCheckpoint(), ModelCheckpoint(save_top_k=-1, enable_version_counter=False)], [1.0])
+
+    def test_write_a_state_once(self, fit: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Three files are one write and two links; weights only are another."""
+        writes = []
+        save = torch.save
+        monkeypatch.setattr(torch, "save", lambda *arguments: (writes.append(1), save(*arguments)))
+        checkpoints = [ModelCheckpoint(), ModelCheckpoint(save_top_k=-1), ModelCheckpoint(save_weights_only=True)]
+        trainer = fit(checkpoints, [1.0])
+        assert len(writes) == 2
+        assert len(files(trainer)) == 4
+
+    def test_leave_last_to_the_one_that_saves_everything(self, fit: Any) -> None:
+        """Otherwise the run could not be resumed."""
+        weights = ModelCheckpoint(filename="weights", save_weights_only=True)
+        trainer = fit([ModelCheckpoint(save_top_k=0), weights], [1.0])
+        assert files(trainer) == ["last.ckpt", "weights.ckpt"]
+        assert "rng" in saved(trainer.checkpoint_callback.last_model_path)
+
+    def test_may_have_folders_of_their_own(self, fit: Any, tmp_path: Path) -> None:
+        trainer = fit([ModelCheckpoint(), ModelCheckpoint(tmp_path / "mine", save_weights_only=True)], [1.0])
+        found = sorted(path.name for path in (tmp_path / "mine").iterdir())
+        assert files(trainer) == found == ["epoch=0-step=2.ckpt", "last.ckpt"]
+        assert "rng" not in saved(tmp_path / "mine/last.ckpt")
+
+    def test_remove_nothing_for_a_file_that_a_killed_process_did_not_write(
+        self, fit: Any, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Killed between two files of one state, resumed from the first: the second one's best is still there."""
+
+        def killed(*_: Any) -> None:
+            raise KeyboardInterrupt
+
+        def callbacks() -> list[ModelCheckpoint]:
+            return [ModelCheckpoint(filename=f"{name}-{{epoch}}", save_last=False) for name in "ab"]
+
+        first = fit(callbacks(), [1.0])
+        folder = first.run_folder / "checkpoints"
+        with monkeypatch.context() as patched:
+            patched.setattr("treadle.callbacks.checkpoint_writing.link", killed)
+            with pytest.raises(KeyboardInterrupt):
+                fit(callbacks(), [1.0, 1.0], ckpt_path=folder / "a-epoch=0.ckpt")
+        assert files(first) == ["a-epoch=0.ckpt", "a-epoch=1.ckpt", "b-epoch=0.ckpt"]
+        fit(callbacks(), [1.0, 1.0], ckpt_path=folder / "a-epoch=1.ckpt")
+        assert files(first) == ["a-epoch=1.ckpt", "b-epoch=0.ckpt"]
+
+    def test_all_know_after_resuming_what_they_keep(self, make_trainer: Any) -> None:
+        """Stopped after any save, resumed from last.ckpt: files, names and scores as in the run that was not stopped."""
+
+        class ByEpoch(Scripted):
+            def validation_step(self, batch: Tensor) -> None:
+                self.log(self.name, self.values[self.current_epoch])
+
+        class Stops(treadle.Callback):
+            def __init__(self, after: int) -> None:
+                self.after = after
+
+            def on_train_batch_start(self, trainer: treadle.Trainer, *_: Any) -> None:  # type: ignore[override]
+                if trainer.progress.batches == self.after:
+                    raise KeyboardInterrupt
+
+        def callbacks() -> list[ModelCheckpoint]:
+            return [
+                ModelCheckpoint(monitor="val_loss", save_top_k=2),
+                ModelCheckpoint(monitor="val_loss", mode="max", save_last=False),
+                ModelCheckpoint(every_n_train_steps=3, filename="step", save_top_k=-1, save_last=False),
+            ]
+
+        def run(root: Path, after: int = -1, **settings: Any) -> tuple[list[str], list[list[float | None]]]:
+            saving = callbacks()
+            trainer = make_trainer(
+                default_root_dir=root, callbacks=[Stops(after), *saving], max_epochs=4, num_sanity_val_steps=0
+            )
+            try:
+                trainer.fit(ByEpoch([3.0, 1.0, 4.0, 2.0]), BATCHES, BATCHES, **settings)
+            except KeyboardInterrupt:
+                assert after > 0
+            return files(trainer), [list(callback.best_k_models.values()) for callback in saving]
+
+        root = make_trainer().default_root_dir
+        whole = run(root / "whole")
+        for after in (2, 3, 4, 6, 7):
+            run(root / f"{after}", after)
+            found = run(root / f"{after}", ckpt_path="last")
+            assert found == whole, f"stopped after {after}"
 
 
 # --- EarlyStopping ---
@@ -343,6 +635,12 @@ class TestEarlyStopping:
             ([1.0, float("nan"), 0.5], {"patience": 3}, 2),
             ([1.0, float("inf"), 0.5], {"patience": 3}, 2),
             ([1.0, float("nan"), 0.5], {"patience": 3, "check_finite": False}, 3),
+            ([float("nan"), 0.5, 1.0, 2.0], {"patience": 2, "check_finite": False}, 4),
+            ([3.0, 2.0, 1.0, 0.5, 0.1], {"stopping_threshold": 1.0}, 4),
+            ([1.0, 2.0, 3.0], {"stopping_threshold": 1.5, "mode": "max"}, 2),
+            ([1.0, 2.0, 6.0, 1.0], {"divergence_threshold": 5.0}, 3),
+            ([9.0, 5.0, 4.0], {"divergence_threshold": 5.0, "mode": "max"}, 3),
+            ([5.0, 5.0, 1.0], {"divergence_threshold": 5.0, "stopping_threshold": 1.0}, 3),
         ],
         ids=str,
     )
@@ -362,6 +660,24 @@ class TestEarlyStopping:
         nan = EarlyStopping("val_loss")
         fit(nan, [float("nan"), 2.0])
         assert nan.stopping_reason == "val_loss = nan is not finite"
+        good = EarlyStopping("val_loss", stopping_threshold=1.5)
+        fit(good, [2.0, 1.0, 0.5])
+        assert good.stopping_reason == "val_loss = 1 is past its stopping threshold of 1.5"
+        bad = EarlyStopping("val_loss", divergence_threshold=3.0)
+        fit(bad, [2.0, 4.0, 0.5])
+        assert bad.stopping_reason == "val_loss = 4 is past its divergence threshold of 3"
+
+    @pytest.mark.parametrize("rank_zero_only", [True, False])
+    def test_tells_improvements_and_the_end_when_asked_to(
+        self, fit: Any, capsys: pytest.CaptureFixture[str], rank_zero_only: bool
+    ) -> None:
+        fit(EarlyStopping("val_loss", patience=1, verbose=True, log_rank_zero_only=rank_zero_only), [2.0, 1.0, 1.5])
+        said = [line for line in capsys.readouterr().out.splitlines() if line]
+        assert said == [
+            "EarlyStopping: val_loss improved to 2.",
+            "EarlyStopping: val_loss improved to 1.",
+            "EarlyStopping: val_loss did not improve on 1 in 1 checks.",
+        ]
 
     def test_does_not_count_the_sanity_check(self, fit: Any) -> None:
         assert fit(EarlyStopping("val_loss", patience=1), [2.0, 2.0, 1.0], num_sanity_val_steps=2).current_epoch == 3
@@ -400,7 +716,17 @@ class TestEarlyStopping:
     def test_that_is_not_strict_ignores_a_missing_metric(self, fit: Any) -> None:
         assert fit(EarlyStopping("val_los", strict=False), [1.0, 1.0]).current_epoch == 2
 
-    @pytest.mark.parametrize("settings", [{"mode": "lower"}, {"patience": 0}, {"min_delta": -1.0}], ids=str)
+    @pytest.mark.parametrize(
+        "settings",
+        [
+            {"mode": "lower"},
+            {"patience": 0},
+            {"min_delta": -1.0},
+            {"stopping_threshold": 2.0, "divergence_threshold": 1.0},
+            {"stopping_threshold": 1.0, "divergence_threshold": 2.0, "mode": "max"},
+        ],
+        ids=str,
+    )
     def test_with_settings_that_make_no_sense_is_an_error(self, settings: dict[str, Any]) -> None:
         with pytest.raises(ConfigError):
             EarlyStopping("val_loss", **settings)
@@ -410,6 +736,42 @@ class TestEarlyStopping:
         fit([EarlyStopping("val_loss"), ModelCheckpoint()], [1.0, 2.0, 2.0])
         again = fit([EarlyStopping("val_loss"), ModelCheckpoint()], [2.0], max_epochs=9, ckpt_path="last")
         assert again.current_epoch == 4
+
+    def test_of_a_second_fit_starts_anew(self, make_trainer: Any) -> None:
+        trainer = make_trainer(callbacks=EarlyStopping("val_loss", patience=1), max_epochs=3, num_sanity_val_steps=0)
+        for _ in range(2):
+            trainer.fit(Scripted([1.0, 1.0, 0.5]), BATCHES, BATCHES)
+            assert trainer.current_epoch == 2
+
+    @pytest.mark.parametrize(
+        "values, settings, changed",
+        [
+            ([2.0, 1.0], {"stopping_threshold": 1.5}, {"stopping_threshold": 0.5}),
+            ([2.0, 4.0], {"divergence_threshold": 3.0}, {"divergence_threshold": 5.0}),
+            ([2.0, float("inf")], {}, {"check_finite": False}),
+            ([1.0, 2.0], {"patience": 1}, {"patience": 2}),
+        ],
+        ids=["good enough", "hopeless", "infinite", "patience"],
+    )
+    def test_stays_stopped_when_resumed_unless_its_settings_allow_more(
+        self, fit: Any, values: list[float], settings: dict[str, Any], changed: dict[str, Any]
+    ) -> None:
+        assert fit([EarlyStopping("val_loss", **settings), ModelCheckpoint()], [*values, 1.0]).current_epoch == 2
+        stays = EarlyStopping("val_loss", **settings)
+        assert fit([stays, ModelCheckpoint()], [0.9], max_epochs=3, ckpt_path="last").current_epoch == 2
+        assert "when the run was saved" in str(stays.stopping_reason)
+        goes_on = EarlyStopping("val_loss", **{**settings, **changed})
+        assert fit([goes_on, ModelCheckpoint()], [0.9], max_epochs=3, ckpt_path="last").current_epoch == 3
+
+    def test_asked_for_before_min_epochs_is_remembered(self, fit: Any) -> None:
+        """The metric improves again before min_epochs: the run stops then all the same, resumed in between or not."""
+        values = [1.0, 2.0, 0.5, 0.4, 0.3, 0.2]
+        whole = fit([EarlyStopping("val_loss", patience=1)], values, min_epochs=4)
+        assert whole.current_epoch == 4
+        callbacks = [EarlyStopping("val_loss", patience=1), ModelCheckpoint()]
+        fit(callbacks, values[:3], max_epochs=3, min_epochs=3)
+        again = [EarlyStopping("val_loss", patience=1), ModelCheckpoint()]
+        assert fit(again, values[3:], max_epochs=6, min_epochs=4, ckpt_path="last").current_epoch == 4
 
 
 # --- callbacks at large ---

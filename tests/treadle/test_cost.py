@@ -1,7 +1,10 @@
 """What a training step costs in Python calls, and what it reads from the device: counted, not timed."""
 
+import gc
+import resource
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from itertools import repeat
 from pathlib import Path
 from typing import Any
 
@@ -118,3 +121,32 @@ class TestAStep:
         fit(MANY, 1, trainer, prog_bar=True, on_step=True, on_epoch=True)
         assert {index for index in range(1, MANY) if at[index] != at[index - 1]} == {50, 100}
         assert at[MANY - 1] - at[0] == 2
+
+
+class Endless:
+    """The same batch for ever."""
+
+    def __iter__(self) -> Iterator[Tensor]:
+        return repeat(torch.ones(2, 8))
+
+
+class TestALongRun:
+    def test_takes_no_more_memory_at_its_end(self, tmp_path: Path) -> None:
+        """100,000 steps with a logger and metrics on steps and over the epoch: after the first thousand, nothing piles
+        up, neither Python's objects nor pages of the process."""
+        found: list[tuple[int, int]] = []
+
+        class Measures(treadle.Callback):
+            def on_train_batch_end(self, trainer: Any, module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+                if batch_idx in (2_000, 99_999):
+                    gc.collect()
+                    pages = int(Path("/proc/self/statm").read_text().split()[1])
+                    found.append((len(gc.get_objects()), pages * resource.getpagesize()))
+
+        trainer = {"logger": True, "default_root_dir": tmp_path, "enable_checkpointing": False}
+        treadle.Trainer(max_steps=100_000, callbacks=Measures(), enable_progress_bar=False, **trainer).fit(
+            Linear(1, on_step=True, on_epoch=True), Endless()
+        )
+        (objects, memory), (later_objects, later_memory) = found
+        assert later_objects - objects < 100
+        assert later_memory - memory < 8 * 2**20

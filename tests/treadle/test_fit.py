@@ -12,7 +12,6 @@ from torch.utils.data import DataLoader
 
 import treadle
 from treadle.callbacks import ModelCheckpoint
-from treadle.callbacks.base import HOOKS
 from treadle.testing import Classifier, MemoryLogger, NoisyPoints, Points, Recorder
 
 
@@ -52,169 +51,6 @@ class WithoutLength:
 
     def __iter__(self) -> Iterator[Tensor]:
         return iter(self.batches)
-
-
-# --- the order of hooks ---
-
-MODULE_HOOKS = [name for name in HOOKS if hasattr(treadle.Module, name)]
-
-
-class Traced(Weight):
-    """Notes every hook, step and question that it is asked, as ``M.name``."""
-
-    def __init__(self, calls: list[str]) -> None:
-        super().__init__()
-        self.calls = calls
-        for hook in (*MODULE_HOOKS, "prepare_data"):
-            setattr(self, hook, lambda *_, hook=hook: calls.append(f"M.{hook}"))
-
-    def training_step(self, batch: Tensor) -> Tensor | None:
-        self.calls.append("M.training_step")
-        return super().training_step(batch)
-
-    def validation_step(self, batch: Tensor) -> None:
-        self.calls.append("M.validation_step")
-
-    def test_step(self, batch: Tensor) -> None:
-        self.calls.append("M.test_step")
-
-    def predict_step(self, batch: Tensor) -> Tensor:
-        self.calls.append("M.predict_step")
-        return batch
-
-    def configure_optimizers(self) -> Any:
-        self.calls.append("M.configure_optimizers")
-        return super().configure_optimizers()
-
-
-class TracedCallback(treadle.Callback):
-    """Notes every hook as ``C.name``."""
-
-    def __init__(self, calls: list[str], prefix: str = "C") -> None:
-        for hook in HOOKS:
-            setattr(self, hook, lambda *_, hook=hook: calls.append(f"{prefix}.{hook}"))
-
-
-class LateCallback(TracedCallback):
-    after_module = True
-
-
-class TracedData(treadle.DataModule):
-    """Two batches for each purpose; notes what it is asked as ``D.name``."""
-
-    def __init__(self, calls: list[str]) -> None:
-        super().__init__()
-        for method in ("prepare_data", "setup", "teardown"):
-            setattr(self, method, lambda *_, method=method: calls.append(f"D.{method}"))
-        self.calls = calls
-
-    def _loader(self, name: str) -> list[Tensor]:
-        self.calls.append(f"D.{name}")
-        return ones(2)
-
-    def train_dataloader(self) -> Any:
-        return self._loader("train_dataloader")
-
-    def val_dataloader(self) -> Any:
-        return self._loader("val_dataloader")
-
-    def test_dataloader(self) -> Any:
-        return self._loader("test_dataloader")
-
-    def predict_dataloader(self) -> Any:
-        return self._loader("predict_dataloader")
-
-
-def both(*hooks: str) -> list[str]:
-    """The callback's hook, then the module's."""
-    return [f"{who}.{hook}" for hook in hooks for who in "CM"]
-
-
-def evaluation(kind: str, batches: int) -> list[str]:
-    step = {"validation": "validation_step", "test": "test_step", "predict": "predict_step"}[kind]
-    batch = [*both(f"on_{kind}_batch_start"), f"M.{step}", *both(f"on_{kind}_batch_end")]
-    return [
-        *both(f"on_{kind}_start", f"on_{kind}_epoch_start"),
-        *batch * batches,
-        *both(f"on_{kind}_epoch_end", f"on_{kind}_end"),
-    ]
-
-
-BEFORE = ["D.prepare_data", "M.prepare_data", "D.setup", *both("setup")]
-AFTER = ["D.teardown", *both("teardown")]
-TRAINING_BATCH = [
-    *both("on_train_batch_start"),
-    "M.training_step",
-    *both("on_before_zero_grad", "on_before_backward", "on_after_backward", "on_before_optimizer_step"),
-    *both("on_train_batch_end"),
-]
-
-
-class TestTheOrderOfHooks:
-    def test_of_fit(self, make_bare: Any) -> None:
-        """Two batches with a sanity check and a validation: callbacks first, then the module."""
-        calls: list[str] = []
-        make_bare(callbacks=TracedCallback(calls)).fit(Traced(calls), datamodule=TracedData(calls))
-        assert calls == [
-            *BEFORE,
-            *["D.train_dataloader", "D.val_dataloader", "M.configure_optimizers"],
-            *both("on_fit_start"),
-            *["C.on_sanity_check_start", *evaluation("validation", 2), "C.on_sanity_check_end"],
-            *both("on_train_start", "on_train_epoch_start"),
-            *[*TRAINING_BATCH, "C.on_savepoint"] * 2,
-            *evaluation("validation", 2),
-            *both("on_train_epoch_end"),
-            "C.on_savepoint",
-            *both("on_train_end", "on_fit_end"),
-            *AFTER,
-        ]
-
-    def test_inside_an_epoch_validation_follows_the_batch(self, make_bare: Any) -> None:
-        """A savepoint comes after the validation, so that what is saved has its results."""
-        calls: list[str] = []
-        trainer = make_bare(callbacks=TracedCallback(calls), val_check_interval=1, num_sanity_val_steps=0)
-        trainer.fit(Traced(calls), datamodule=TracedData(calls))
-        epoch = calls[calls.index("M.on_train_epoch_start") + 1 : calls.index("C.on_train_epoch_end")]
-        assert epoch == [*TRAINING_BATCH, *evaluation("validation", 2), "C.on_savepoint"] * 2
-
-    def test_at_an_epochs_end(self, make_bare: Any) -> None:
-        """Callbacks with ``after_module`` come after the module, to see what it logged there; else callbacks first."""
-        calls: list[str] = []
-        callbacks = [LateCallback(calls, "late"), TracedCallback(calls, "early")]
-        make_bare(callbacks=callbacks).fit(Traced(calls), ones(1))
-        at_the_end = [call for call in calls if call.endswith("on_train_epoch_end")]
-        assert at_the_end == ["early.on_train_epoch_end", "M.on_train_epoch_end", "late.on_train_epoch_end"]
-        at_the_start = [call for call in calls if call.endswith("on_train_epoch_start")]
-        assert at_the_start == ["late.on_train_epoch_start", "early.on_train_epoch_start", "M.on_train_epoch_start"]
-
-    @pytest.mark.parametrize("verb, kind, loader", [("validate", "validation", "val"), ("test", "test", "test")])
-    def test_of_an_evaluation(self, make_bare: Any, verb: str, kind: str, loader: str) -> None:
-        calls: list[str] = []
-        getattr(make_bare(callbacks=TracedCallback(calls)), verb)(Traced(calls), datamodule=TracedData(calls))
-        assert calls == [*BEFORE, f"D.{loader}_dataloader", *evaluation(kind, 2), *AFTER]
-
-    def test_of_predict(self, make_bare: Any) -> None:
-        calls: list[str] = []
-        make_bare(callbacks=TracedCallback(calls)).predict(Traced(calls), datamodule=TracedData(calls))
-        assert calls == [*BEFORE, "D.predict_dataloader", *evaluation("predict", 2), *AFTER]
-
-    def test_of_an_evaluation_without_batches(self, make_bare: Any) -> None:
-        """limit_val_batches=0: no hook of validation at all."""
-        calls: list[str] = []
-        make_bare(callbacks=TracedCallback(calls), limit_val_batches=0).fit(Traced(calls), datamodule=TracedData(calls))
-        assert not [call for call in calls if "validation" in call or "sanity" in call or "val_dataloader" in call]
-
-    def test_of_saving_and_resuming(self, make_trainer: Any) -> None:
-        """on_save_checkpoint at a savepoint; on_load_checkpoint between setup and configure_optimizers."""
-        calls: list[str] = []
-        make_trainer(callbacks=TracedCallback(calls)).fit(Traced(calls), ones(1))
-        end = calls.index("M.on_train_epoch_end")
-        assert calls[end : end + 4] == ["M.on_train_epoch_end", "C.on_savepoint", *both("on_save_checkpoint")]
-        calls.clear()
-        make_trainer(callbacks=TracedCallback(calls)).fit(Traced(calls), ones(1), ckpt_path="last")
-        start = calls.index("M.setup") + 1
-        assert calls[start : start + 3] == ["M.on_load_checkpoint", "C.on_load_checkpoint", "M.configure_optimizers"]
-        assert "C.on_sanity_check_start" not in calls
 
 
 class TestAnException:
@@ -429,7 +265,7 @@ class TestValidation:
 
         trainer = make_bare()
         trainer.fit(Trains(), ones(2))
-        assert trainer.num_val_batches == 0
+        assert trainer.num_val_batches == []
 
     def test_runs_in_eval_mode_without_gradients(self, make_bare: Any) -> None:
         modes: list[tuple[bool, bool]] = []

@@ -170,6 +170,21 @@ class TestNames:
         found = {name: value.item() for name, value in trainer.callback_metrics.items()}
         assert found == {"x_step": 6.0, "x_epoch": 3.5, "x": 3.5}
 
+    def test_of_both_are_the_steps_until_the_epoch_is_over(self, make_bare: Any) -> None:
+        """Plainly: the value at hand inside the epoch, the mean when it ends."""
+        seen = []
+
+        class Looks(treadle.Callback):
+            def on_train_batch_end(self, trainer: Any, *_: Any) -> None:
+                seen.append(trainer.callback_metrics["x"].item())
+
+            def on_train_epoch_end(self, trainer: Any, *_: Any) -> None:
+                seen.append(trainer.callback_metrics["x"].item())
+
+        model = Logs("training_step", lambda batch: batch, on_step=True, on_epoch=True)
+        make_bare(callbacks=Looks(), max_epochs=2).fit(model, NUMBERS[:2])
+        assert seen == [1.0, 2.0, 1.5] * 2
+
     def test_of_training_and_validation_are_apart(self, make_bare: Any) -> None:
         """The same name in both: each has its own rows."""
 

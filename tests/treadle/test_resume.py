@@ -467,3 +467,18 @@ class TestATrainerThatFitsTwice:
         assert {path: path.read_bytes() for path in first} == first
         assert (tmp_path / "runs/version_1/checkpoints/last.ckpt").is_file()
         assert (tmp_path / "runs/version_1/metrics.csv").read_text().count("\n") == 1 + BATCHES + 1
+
+
+class WithASchedule(Classifier):
+    """Halves its learning rate with each epoch."""
+
+    def configure_optimizers(self) -> Any:
+        optimizer = super().configure_optimizers()
+        return [optimizer], [torch.optim.lr_scheduler.StepLR(optimizer, 1, gamma=0.5)]
+
+
+class TestASchedulerOfEpochs:
+    def test_goes_on_from_any_batch(self, tmp_path: Path) -> None:
+        """After an epoch's last batch too, where it steps before the optimizer does: without a warning of torch's."""
+        shuffled = TestKilledAfterAnyBatch.shuffled
+        assert_resumes_exactly(tmp_path, shuffled, TestKilledAfterAnyBatch.KILLS, module=WithASchedule)

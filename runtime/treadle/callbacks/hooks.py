@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Iterable, Sequence
 from difflib import get_close_matches
 from functools import partial
@@ -13,24 +14,18 @@ from treadle.metrics import Logbook, scope_of
 from treadle.module import Module, overrides
 
 if TYPE_CHECKING:
+    from treadle.profilers import Profiler
     from treadle.trainer import Trainer
 
-_STEPS = "do it in on_before_optimizer_step or on_before_zero_grad."
-_BATCHES = "do it in the step, or give batches a .to method of their own."
-_MODES = "do it in on_validation_start, on_test_start or on_predict_start."
 FOREIGN = {
-    **dict.fromkeys(("optimizer_step", "optimizer_zero_grad", "configure_gradient_clipping", "backward"), _STEPS),
-    **dict.fromkeys(("on_before_batch_transfer", "transfer_batch_to_device", "on_after_batch_transfer"), _BATCHES),
-    **{f"on_{stage}_model_eval": _MODES for stage in ("validation", "test", "predict")},
-    **{f"on_{stage}_model_train": _MODES for stage in ("validation", "test", "predict")},
     **{f"{stage}_epoch_end": f"rename it to on_{stage}_epoch_end." for stage in ("validation", "test")},
     "training_epoch_end": "rename it to on_train_epoch_end.",
-    "on_validation_model_zero_grad": _MODES,
-    "lr_scheduler_step": "return the scheduler with interval, frequency and monitor from configure_optimizers.",
-    "configure_callbacks": "Trainer(callbacks=[...])",
-    "configure_model": "make the layers in __init__.",
+    **{f"{stage}_step_end": f"do it at the end of {stage}_step." for stage in ("training", "validation", "test")},
+    "on_epoch_start": "rename it to on_train_epoch_start.",
+    "on_epoch_end": "rename it to on_train_epoch_end.",
+    "tbptt_split_batch": "split the batch in training_step, with manual optimization.",
 }
-"""Methods that PyTorch Lightning calls and treadle doesn't, and what to do instead."""
+"""Methods that PyTorch Lightning calls, or once called, and treadle doesn't, and what to do instead."""
 
 Listeners = tuple[Callable[..., Any], ...]
 
@@ -45,12 +40,14 @@ class Hooks(dict[str, Listeners]):
     """
 
     @classmethod
-    def of(cls, trainer: Trainer, callbacks: Sequence[Callback], module: Module) -> Hooks:
+    def of(
+        cls, trainer: Trainer, callbacks: Sequence[Callback], module: Module, profiler: Profiler | None = None
+    ) -> Hooks:
         for callback in callbacks:
             _reject_unknown(callback, HOOKS, strict=True)
         _reject_unknown(module, [name for name in dir(Module) if name.startswith("on_")], strict=False)
         _reject_foreign(module)
-        return cls({name: _listeners(name, trainer, callbacks, module) for name in HOOKS})
+        return cls({name: _listeners(name, trainer, callbacks, module, profiler) for name in HOOKS})
 
     def call(self, book: Logbook | None, name: str, *arguments: Any) -> None:
         """Call every listener of ``name``; what they log goes to ``book``."""
@@ -61,15 +58,46 @@ class Hooks(dict[str, Listeners]):
                 listener(*arguments)
 
 
-def _listeners(name: str, trainer: Trainer, callbacks: Sequence[Callback], module: Module) -> Listeners:
-    def bound(chosen: Iterable[Callback]) -> list[Callable[..., Any]]:
-        return [partial(getattr(c, name), trainer, module) for c in chosen if _overridden(c, name)]
+def _listeners(
+    name: str, trainer: Trainer, callbacks: Sequence[Callback], module: Module, profiler: Profiler | None
+) -> Listeners:
+    places = 3 if name.endswith("_batch_start") else 4 if name.endswith("_batch_end") else 0
+    places = 0 if name.startswith("on_train_") else places
 
-    own = [getattr(module, name)] if overrides(module, name) else []
+    def ready(listener: Callable[..., Any], owner: object, kind: str) -> Callable[..., Any]:
+        if places:
+            listener = _with_loader(listener, places)
+        return listener if profiler is None else profiled(profiler, f"[{kind}]{type(owner).__name__}.{name}", listener)
+
+    def bound(chosen: Iterable[Callback]) -> list[Callable[..., Any]]:
+        return [
+            ready(partial(getattr(c, name), trainer, module), c, "Callback") for c in chosen if _overridden(c, name)
+        ]
+
+    own = [ready(getattr(module, name), module, "Module")] if overrides(module, name) else []
     if name == "on_train_epoch_end":
         early = [c for c in callbacks if not c.after_module]
         return (*bound(early), *own, *bound(c for c in callbacks if c.after_module))
     return (*bound(callbacks), *own)
+
+
+def profiled(profiler: Profiler, name: str, function: Callable[..., Any]) -> Callable[..., Any]:
+    """``function`` under the eyes of a profiler."""
+
+    def timed(*arguments: Any) -> Any:
+        with profiler.profile(name):
+            return function(*arguments)
+
+    return timed
+
+
+def _with_loader(listener: Callable[..., Any], places: int) -> Callable[..., Any]:
+    """``listener`` of an evaluation's batch, which may leave out its last argument, the index of the loader."""
+    parameters = inspect.signature(listener).parameters.values()
+    taken = sum(p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD) for p in parameters)
+    if taken >= places or any(p.kind is p.VAR_POSITIONAL for p in parameters):
+        return listener
+    return lambda *arguments: listener(*arguments[:-1])
 
 
 def _overridden(callback: Callback, name: str) -> bool:
@@ -99,12 +127,6 @@ def _reject_foreign(module: Module) -> None:
         if callable(getattr(module, name, None)):
             raise ModuleError(
                 f"{type(module).__name__}.{name} would never be called.",
-                why="PyTorch Lightning has this hook, and this version of treadle has not.",
+                why="releases of PyTorch Lightning had this hook, and treadle has not.",
                 fix=instead,
             )
-    if getattr(module, "automatic_optimization", True) is False:
-        raise ModuleError(
-            f"{type(module).__name__} has automatic_optimization = False.",
-            why="this version of treadle steps the optimizer itself, with the loss that training_step returns.",
-            fix="return the loss, or write the loop yourself with treadle.Fabric.",
-        )

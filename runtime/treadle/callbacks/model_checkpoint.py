@@ -2,26 +2,28 @@
 
 from __future__ import annotations
 
+import json
+import math
 import re
-import time
-from collections.abc import Mapping
+import sys
+from collections.abc import Mapping, Sequence
 from datetime import timedelta
+from functools import partial
 from os import PathLike
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, final
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, final
 
 from treadle.callbacks.base import Callback
-from treadle.checkpoint import link, make_folder
+from treadle.callbacks.checkpoint_naming import format_name, no_metric
+from treadle.callbacks.checkpoint_timing import Timing, rhythm
+from treadle.callbacks.checkpoint_writing import Saving, carry_out
+from treadle.checkpoint import make_folder
 from treadle.checkpoint.retention import Retention
-from treadle.errors import ConfigError, nearest
-from treadle.progress import Progress
-from treadle.schedule import Every
+from treadle.errors import ConfigError
 
 if TYPE_CHECKING:
     from treadle.module import Module
     from treadle.trainer import Trainer
-
-LAST = "last.ckpt"
 
 
 @final
@@ -31,65 +33,98 @@ class ModelCheckpoint(Callback):
     ``last.ckpt`` is written once, as a link to a file that is kept anyway where there is one. It moves last, after
     everything else is on disk: a crash at any moment leaves the one before in place.
 
+    Several of them in one Trainer decide together before the first of them writes, so that each file knows what all of
+    them keep; a state that several keep is written once. Where one of them saves everything, another that saves weights
+    only leaves ``last.ckpt`` in the same folder to it.
+
     Args:
         dirpath: The folder. Default: ``checkpoints`` in the run's folder.
         filename: Name of kept files, with metrics in braces: ``"{epoch}-{val_loss:.2f}"`` gives
             ``epoch=3-val_loss=0.12.ckpt``. Default: ``"{epoch}-{step}"``.
         monitor: The logged metric by which to keep; without one the newest are kept.
-        mode: Whether less or more of ``monitor`` is better.
+        verbose: Print what is saved.
+        save_last: Write ``last.ckpt``. ``"link"`` is the same: it is a link wherever it can be.
         save_top_k: How many to keep; -1 all, 0 none.
-        save_last: Write ``last.ckpt``.
+        save_on_exception: Save ``exception.ckpt`` when an exception ends the fit, which it never hides. The run is in the
+            middle of a batch then; to continue bit for bit, resume from ``last.ckpt``.
         save_weights_only: Leave out what only continuing needs. Such a file can be loaded, not resumed.
-        every_n_train_steps: Save after so many optimizer steps.
-        every_n_epochs: Save after so many epochs.
+        mode: Whether less or more of ``monitor`` is better.
+        auto_insert_metric_name: Put each metric's name before its value in file names; False: ``3-0.12.ckpt``.
+        every_n_train_steps: Save after so many optimizer steps; 0 as if it was not given.
         train_time_interval: Save after so much time.
-        every: The same in words: ``"200 steps"``, ``"2 epochs"``, ``"30 min"``. Default rhythm: after each validation
-            and each epoch. With ``monitor``, a rhythm of steps or time saves after each validation too.
+        every_n_epochs: Save after so many epochs; 0 and no other rhythm: keep none.
+        save_on_train_epoch_end: True: at the end of epochs only. False: after validations only. Default: both. Has a
+            meaning for the default rhythm, and False for one of epochs.
+        enable_version_counter: Add ``-v1`` and so on to a file name that is taken; False: the file is overwritten.
+        every: A rhythm in words: ``"200 steps"``, ``"2 epochs"``, ``"30 min"``. Default rhythm: after each validation and
+            each epoch. With ``monitor``, a rhythm of steps or time saves after each validation too.
 
     Raises:
-        ConfigError: Two rhythms, or settings that contradict each other; while fitting, a metric that is not there.
+        ConfigError: Two rhythms, or settings that contradict each other; while fitting, a metric that is not there, or
+            two callbacks that would write the same file.
     """
+
+    CHECKPOINT_NAME_LAST: ClassVar[str] = "last"
+    """By another name, ``ckpt_path="last"`` doesn't find it."""
+    FILE_EXTENSION: ClassVar[str] = ".ckpt"
 
     def __init__(
         self,
         dirpath: str | PathLike[str] | None = None,
         filename: str | None = None,
         monitor: str | None = None,
-        mode: Literal["min", "max"] = "min",
+        verbose: bool = False,
+        save_last: bool | Literal["link"] = True,
         save_top_k: int = 1,
-        save_last: bool = True,
+        save_on_exception: bool = False,
         save_weights_only: bool = False,
+        mode: Literal["min", "max"] = "min",
+        auto_insert_metric_name: bool = True,
         every_n_train_steps: int | None = None,
-        every_n_epochs: int | None = None,
         train_time_interval: timedelta | None = None,
+        every_n_epochs: int | None = None,
+        save_on_train_epoch_end: bool | None = None,
+        enable_version_counter: bool = True,
         every: str | None = None,
     ) -> None:
         if mode not in ("min", "max"):
             raise ConfigError(f"mode={mode!r}.", why="of the metric, less or more is better.", fix='mode="min"')
+        if save_last not in (True, False, "link"):
+            raise ConfigError(
+                f"save_last={save_last!r}.", why="last.ckpt is written, or it is not.", fix="save_last=True"
+            )
         if save_top_k < -1 or (monitor is None and save_top_k > 1):
             raise ConfigError(
                 f"save_top_k={save_top_k} with monitor={monitor!r}.",
                 why="the k best need a metric to compare them by; without one it is -1 (all), 0 (none) or 1 (the newest).",
                 fix='ModelCheckpoint(monitor="val_loss", save_top_k=3)',
             )
+        every_so_often = rhythm(every_n_train_steps, every_n_epochs, train_time_interval, every)
+        self._timing = Timing(every_so_often, epoch_end=save_on_train_epoch_end, monitors=monitor is not None)
+        if every_n_epochs == 0 and every_so_often is None:
+            save_top_k = 0
         self.dirpath = None if dirpath is None else Path(dirpath)
         self.filename, self.monitor, self.mode = filename or "{epoch}-{step}", monitor, mode
-        self.save_last, self.save_weights_only = save_last, save_weights_only
-        self._every = _rhythm(every_n_train_steps, every_n_epochs, train_time_interval, every)
+        self.save_last, self.save_top_k, self.save_weights_only = bool(save_last), save_top_k, save_weights_only
+        self.save_on_exception, self.verbose = save_on_exception, verbose
+        self.auto_insert_metric_name, self.enable_version_counter = auto_insert_metric_name, enable_version_counter
+        self.current_score: float | None = None
+        """The newest value of ``monitor`` that was looked at."""
         self._retention = Retention(save_top_k, mode)
         self._folder: Path | None = self.dirpath
-        self._saved_at: tuple[int, int] | None = None
-        self._started = time.monotonic()
-        self._resumed = False
+        self._trains = self._resumed = False
         self._displaced: list[str] = []
+        self._together: Sequence[ModelCheckpoint] = ()
+        """All of the Trainer's, for the first of them."""
+        self._neighbours: Sequence[ModelCheckpoint] = ()
+        """The others that write to the same folder."""
 
     # --- what users read ---
 
     @property
     def best_model_path(self) -> str:
         """The best file that is kept, or the newest without ``monitor``; empty before the first."""
-        best = self._retention.best
-        return "" if best is None or self._folder is None else str(self._folder / best)
+        return self._path_of(self._retention.best)
 
     @property
     def best_model_score(self) -> float | None:
@@ -97,92 +132,128 @@ class ModelCheckpoint(Callback):
         return None if best is None else self._retention.kept[best]
 
     @property
+    def kth_best_model_path(self) -> str:
+        """The worst file that is kept, the next to go; empty before the first."""
+        return self._path_of(self._retention.worst)
+
+    @property
     def best_k_models(self) -> dict[str, float | None]:
         """Every kept file with its score."""
-        return {str((self._folder or Path()) / name): score for name, score in self._retention.kept.items()}
+        return {self._path_of(name): score for name, score in self._retention.kept.items()}
 
     @property
     def last_model_path(self) -> str:
         """``last.ckpt``; empty while there is none."""
-        path = None if self._folder is None else self._folder / LAST
-        return str(path) if path is not None and path.exists() else ""
+        path = self._in_folder(self._last)
+        return str(path) if self._folder is not None and path.exists() else ""
+
+    def to_yaml(self, filepath: str | PathLike[str] | None = None) -> None:
+        """Write :attr:`best_k_models` to a YAML file. Default: ``best_k_models.yaml`` in the folder."""
+        path = Path(filepath or (self._folder or Path()) / "best_k_models.yaml")
+        lines = [f"{json.dumps(name)}: {_yaml(score)}\n" for name, score in self.best_k_models.items()]
+        path.write_text("".join(lines) or "{}\n")
+
+    def format_checkpoint_name(self, metrics: Mapping[str, Any], filename: str | None = None) -> str:
+        """The path of a file that is kept with these metrics, ``epoch`` and ``step`` among them."""
+        template = self.filename if filename is None else filename
+        return self._path_of(
+            format_name(template, metrics, with_names=self.auto_insert_metric_name) + self.FILE_EXTENSION
+        )
+
+    def _path_of(self, name: str | None) -> str:
+        return "" if name is None else str(self._in_folder(name))
+
+    def _in_folder(self, name: str) -> Path:
+        return (self._folder or Path()) / name
+
+    @property
+    def _last(self) -> str:
+        return self.CHECKPOINT_NAME_LAST + self.FILE_EXTENSION
 
     # --- when ---
 
     def setup(self, trainer: Trainer, module: Module, stage: str) -> None:
         if stage == "fit":
             self._folder = None  # known once the run's folder is: a resumed run continues in its own
-            self._saved_at, self._resumed = None, False
+            self._resumed, self.current_score = False, None
             self._retention.kept, self._displaced = {}, []  # of an earlier fit, whose files stay
+            self._timing.reset()
 
     def on_train_start(self, trainer: Trainer, module: Module) -> None:
-        self._folder = self.dirpath or trainer.run_folder / "checkpoints"
+        self._folder = self._folder_in(trainer)
         make_folder(self._folder)
+        others = trainer.checkpoint_callbacks
+        self._together = others if others[0] is self else ()
+        self._neighbours = [c for c in others if c is not self and c._folder_in(trainer) == self._folder]
         # A run that branches off writes elsewhere; the files it comes from are not its own.
+        known = len(self._retention.kept)
         self._retention.kept = {n: s for n, s in self._retention.kept.items() if self._is_own(n)}
         if self._resumed:
-            self._tidy()
-        self._started = time.monotonic()
+            self._tidy(whole=len(self._retention.kept) == known)
+        self._timing.start_clock()
+        self._trains = True
+
+    def _folder_in(self, trainer: Trainer) -> Path:
+        return self.dirpath or trainer.run_folder / "checkpoints"
 
     def _is_own(self, name: str) -> bool:
         """Whether there is such a file in the folder. Names come from a checkpoint, and may be a stranger's."""
         assert self._folder is not None
         path = (self._folder / name).resolve()
-        return path.suffix == ".ckpt" and path.is_file() and path.is_relative_to(self._folder.resolve())
+        return path.suffix == self.FILE_EXTENSION and path.is_file() and path.is_relative_to(self._folder.resolve())
 
-    def _tidy(self) -> None:
-        """Remove what a killed process was about to: a file it had displaced, one it had half written."""
+    def _tidy(self, *, whole: bool) -> None:
+        """Remove what a killed process was about to: a file it had displaced, if what was to be kept instead was written
+        (``whole``); and one that it had half written."""
         assert self._folder is not None
-        for name in self._displaced:
-            if self._is_own(name) and name not in self._retention.kept:
+        for name in self._displaced if whole else ():
+            if self._is_own(name) and not any(name in c._retention.kept for c in (self, *self._neighbours)):
                 (self._folder / name).unlink()
-        for partial in self._folder.glob(".*.ckpt.*.partial"):
-            partial.unlink()
+        for half in self._folder.glob(f".*{self.FILE_EXTENSION}.*.partial"):
+            half.unlink()
 
     def on_savepoint(self, trainer: Trainer, module: Module, final: bool) -> None:
-        progress = trainer.progress
-        due = self._due(progress)
-        position = (progress.epoch, progress.batches)
-        if (due or final) and position != self._saved_at:
-            self._saved_at = position
-            self._save(trainer, keep=due)
+        # The first of them acts for all: each file is to hold what all of them have decided.
+        if savings := [saving for callback in self._together if (saving := callback._saving(trainer, final))]:
+            carry_out(trainer, savings)
 
-    def _due(self, progress: Progress) -> bool:
-        if self._every is None:
-            return progress.batch == 0 or progress.validated == progress.batches
-        match self._every.unit:
-            case "steps":
-                stepped = progress.window == 0 and progress.batch > 0 and progress.global_step > 0
-                return (stepped and progress.global_step % self._every.count == 0) or self._found_anew(progress)
-            case "epochs":
-                return progress.batch == 0 and progress.epoch % self._every.count == 0
-            case _:
-                return time.monotonic() - self._started >= self._every.count or self._found_anew(progress)
+    def on_train_end(self, trainer: Trainer, module: Module) -> None:
+        self._trains = False
 
-    def _found_anew(self, progress: Progress) -> bool:
-        """A validation is just over: the best by ``monitor`` may be this state, whatever the rhythm of steps or time."""
-        return self.monitor is not None and progress.validated == progress.batches
+    def on_exception(self, trainer: Trainer, module: Module, exception: BaseException) -> None:
+        if not (self.save_on_exception and self._trains):
+            return
+        self._trains = False
+        path = self._path_of(f"exception{self.FILE_EXTENSION}")
+        try:
+            trainer.save_checkpoint(path, weights_only=self.save_weights_only)
+        except Exception as error:  # noqa: BLE001 - whatever it is, the user is to see what came first
+            said = f"ModelCheckpoint: {path} was not saved. {type(error).__name__}: {error}"
+        else:
+            said = f"ModelCheckpoint: saved {path}."
+        if trainer.is_global_zero:
+            print(said, file=sys.stderr, flush=True)
 
     # --- which ---
 
-    def _save(self, trainer: Trainer, *, keep: bool) -> None:
-        assert self._folder is not None
-        self._started = time.monotonic()
+    def _saving(self, trainer: Trainer, final: bool) -> Saving | None:
+        """What to save at this savepoint; None for nothing."""
+        progress = trainer.progress
+        due = self._timing.due(progress)
+        if not (due or final) or self._timing.is_saved(progress):
+            return None
+        self._timing.saved(progress)
         before = dict(self._retention.kept)
-        name, evicted = self._admitted(trainer) if keep else ("", None)
+        name, evicted = self._admitted(trainer) if due else ("", None)
         self._displaced = evicted or []
-        path = self._folder / (LAST if evicted is None else name)
-        if evicted is None and not self.save_last:
-            return
-        try:
-            trainer.save_checkpoint(path, weights_only=self.save_weights_only)
-        except BaseException:
-            self._retention.kept = before
-            raise
-        if evicted is not None and self.save_last:
-            link(path, self._folder / LAST)
-        for old in self._displaced:
-            (self._folder / old).unlink(missing_ok=True)
+        return Saving(
+            kept=None if evicted is None else self._in_folder(name),
+            last=self._in_folder(self._last) if self._writes_last else None,
+            displaced=[self._in_folder(old) for old in self._displaced],
+            weights_only=self.save_weights_only,
+            verbose=self.verbose,
+            take_back=partial(setattr, self._retention, "kept", before),
+        )
 
     def _admitted(self, trainer: Trainer) -> tuple[str, list[str] | None]:
         """The name under which this state is kept and those it displaces; None if it isn't kept."""
@@ -191,104 +262,92 @@ class ModelCheckpoint(Callback):
             if self.monitor not in trainer.callback_metrics:
                 if trainer.progress.validated < 0 and trainer.num_val_batches:
                     return "", None  # validation has yet to run for the first time
-                raise _no_metric(self.monitor, sorted(trainer.callback_metrics))
+                raise no_metric(self.monitor, sorted(trainer.callback_metrics))
             if not trainer.is_fresh(self.monitor):
                 return "", None
-            score = float(trainer.callback_metrics[self.monitor])
+            score = self.current_score = float(trainer.callback_metrics[self.monitor])
         name = self._name(trainer)
         return name, self._retention.admit(name, score)
 
     def _name(self, trainer: Trainer) -> str:
-        assert self._folder is not None
         values = {**trainer.callback_metrics, "epoch": trainer.last_epoch, "step": trainer.global_step}
-        name = format_name(self.filename, values)
-        unique, counter = f"{name}.ckpt", 0
-        while self._taken(unique):
+        name = format_name(self.filename, values, with_names=self.auto_insert_metric_name)
+        unique, counter = f"{name}{self.FILE_EXTENSION}", 0
+        while self._is_anothers(unique) or (self.enable_version_counter and self._is_taken(unique)):
+            if not self.enable_version_counter:
+                raise ConfigError(
+                    f"a ModelCheckpoint would overwrite {unique} in {self._folder}.",
+                    why="it is last.ckpt or exception.ckpt, or a file that another ModelCheckpoint keeps.",
+                    fix="give it another filename, or leave enable_version_counter=False out.",
+                )
             counter += 1
-            unique = f"{name}-v{counter}.ckpt"
+            unique = f"{name}-v{counter}{self.FILE_EXTENSION}"
         return unique
 
-    def _taken(self, name: str) -> bool:
+    def _is_anothers(self, name: str) -> bool:
+        if any(name in callback._retention.kept or name in callback._displaced for callback in self._neighbours):
+            return True
+        writes = (self, *self._neighbours)
+        return (name == self._last and any(callback.save_last for callback in writes)) or (
+            name == f"exception{self.FILE_EXTENSION}" and any(callback.save_on_exception for callback in writes)
+        )
+
+    def _is_taken(self, name: str) -> bool:
         """Another of the kept has the name, or it is another run's file. A resumed run writes its own ones anew."""
         assert self._folder is not None
         if name in self._retention.kept:
             return self._retention.k != 1
         return (self._folder / name).exists() and not self._resumed
 
+    @property
+    def _writes_last(self) -> bool:
+        whole = any(callback.save_last and not callback.save_weights_only for callback in self._neighbours)
+        return self.save_last and not (self.save_weights_only and whole)
+
     # --- state ---
 
     @property
+    def _identity(self) -> str:
+        """What tells its files from those of another."""
+        more = {
+            "dirpath": self.dirpath,
+            "filename": self.filename if self.filename != "{epoch}-{step}" else None,
+            "weights_only": self.save_weights_only or None,
+            "epoch_end": self._timing.epoch_end,
+        }
+        given = [f"{name}={value}" for name, value in more.items() if value is not None]
+        return f"ModelCheckpoint[{','.join([str(self.monitor), self.mode, str(self._timing.every), *given])}]"
+
+    @property
     def state_key(self) -> str:
-        return f"ModelCheckpoint[{self.monitor},{self.mode},{self._every}]"
+        return f"{self._identity}(top_k={self.save_top_k},last={self.save_last})"
 
     def state_dict(self) -> dict[str, Any]:
-        own = {"saved_at": self._saved_at, "best": self._retention.best, "displaced": self._displaced}
-        return {**self._retention.state_dict(), **own}
+        return {
+            **self._retention.state_dict(),
+            **self._timing.state_dict(),
+            "best": self._retention.best,
+            "current_score": self.current_score,
+            "displaced": self._displaced,
+        }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self._retention.load_state_dict(state)
-        self._saved_at = tuple(state["saved_at"]) if state["saved_at"] else None
-        self._displaced = list(state["displaced"])
+        self._timing.load_state_dict(state)
+        self.current_score, self._displaced = state["current_score"], list(state["displaced"])
         self._resumed = True
 
-
-def format_name(template: str, values: Mapping[str, Any]) -> str:
-    """A file name from a template with metrics in braces.
-
-    >>> format_name("{epoch}-{val/loss:.2f}", {"epoch": 3, "val/loss": 0.125})
-    'epoch=3-val_loss=0.12'
-
-    Raises:
-        ConfigError: A name that is not logged.
-    """
-
-    def fill(match: re.Match[str]) -> str:
-        name, spec = match[1], match[2] or ""
-        if name not in values:
-            raise _no_metric(name, sorted(values))
-        value = values[name]
-        number = value if isinstance(value, int) else float(value)
-        return f"{name.replace('/', '_')}={number:{spec}}"
-
-    return re.sub(r"\{([^{}:]+)(?::([^{}]*))?\}", fill, template)
+    def on_load_checkpoint(self, trainer: Trainer, module: Module, checkpoint: dict[str, Any]) -> None:
+        """With another ``save_top_k`` or ``save_last`` than then, a resumed run goes on with what it kept."""
+        states: dict[str, Any] = checkpoint.get("callbacks", {})
+        claimed = {callback.state_key for callback in trainer.checkpoint_callbacks}
+        if trainer.state.fn == "fit" and self.state_key not in states:
+            own = [key for key in states if key not in claimed and re.sub(r"\([^()]*\)$", "", key) == self._identity]
+            if len(own) == 1:
+                self.load_state_dict(states[own[0]])
 
 
-def _rhythm(steps: int | None, epochs: int | None, interval: timedelta | None, words: str | None) -> Every | None:
-    given = {
-        "every_n_train_steps": steps,
-        "every_n_epochs": epochs,
-        "train_time_interval": interval,
-        "every": words,
-    }
-    named = {name: value for name, value in given.items() if value is not None}
-    if len(named) > 1:
-        raise ConfigError(
-            f"ModelCheckpoint with {' and '.join(named)}.",
-            why="one callback has one rhythm.",
-            fix="keep one of them, or add a second ModelCheckpoint.",
-        )
-    match named:
-        case {"every_n_train_steps": n}:
-            return Every(f"{n} steps")
-        case {"every_n_epochs": n}:
-            return Every(f"{n} epochs")
-        case {"train_time_interval": timedelta() as time_between}:
-            return Every(f"{time_between.total_seconds():f} s")
-        case {"every": str(text)}:
-            return Every(text)
-    if not named:
-        return None
-    ((name, value),) = named.items()
-    raise ConfigError(
-        f"ModelCheckpoint({name}={value!r}).",
-        why="train_time_interval is a timedelta, and every is a rhythm in words.",
-        fix='every="30 min"',
-    )
-
-
-def _no_metric(name: str, known: list[str]) -> ConfigError:
-    return ConfigError(
-        f"ModelCheckpoint needs {name!r}, which is not logged.",
-        why=f"known here: {', '.join(known) or 'nothing'}.",
-        fix=nearest(name, known) if known else f'self.log("{name}", ...) in validation_step',
-    )
+def _yaml(score: float | None) -> str:
+    if score is None or math.isfinite(score):
+        return "null" if score is None else repr(score)
+    return ".nan" if math.isnan(score) else ".inf" if score > 0 else "-.inf"

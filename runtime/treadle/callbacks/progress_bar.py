@@ -41,6 +41,7 @@ class RichProgressBar(Callback):
         self._bar: Progress | None = None
         self._train: TaskID | None = None
         self._eval: TaskID | None = None
+        self._lengths: list[int | float] = []
 
     def setup(self, trainer: Trainer, module: Module, stage: str) -> None:
         if not (trainer.is_global_zero and sys.stderr.isatty()):
@@ -83,7 +84,10 @@ class RichProgressBar(Callback):
             self._draw(trainer, self._train, trainer.progress.batch)
 
     def on_validation_start(self, trainer: Trainer, module: Module) -> None:
-        self._start_eval("sanity check" if trainer.sanity_checking else "validate", trainer.num_val_batches)
+        if trainer.sanity_checking:
+            self._start_eval("sanity check", trainer.num_sanity_val_batches)
+        else:
+            self._start_eval("validate", trainer.num_val_batches)
 
     def on_test_start(self, trainer: Trainer, module: Module) -> None:
         self._start_eval("test", trainer.num_test_batches)
@@ -92,28 +96,33 @@ class RichProgressBar(Callback):
         self._start_eval("predict", trainer.num_predict_batches)
 
     def on_validation_batch_end(
-        self, trainer: Trainer, module: Module, outputs: Any, batch: Any, batch_idx: int
+        self, trainer: Trainer, module: Module, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
     ) -> None:
-        self._advance_eval(trainer, batch_idx)
+        self._advance_eval(trainer, batch_idx, dataloader_idx)
 
-    def on_test_batch_end(self, trainer: Trainer, module: Module, outputs: Any, batch: Any, batch_idx: int) -> None:
-        self._advance_eval(trainer, batch_idx)
+    def on_test_batch_end(
+        self, trainer: Trainer, module: Module, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
+    ) -> None:
+        self._advance_eval(trainer, batch_idx, dataloader_idx)
 
-    def on_predict_batch_end(self, trainer: Trainer, module: Module, outputs: Any, batch: Any, batch_idx: int) -> None:
-        self._advance_eval(trainer, batch_idx)
+    def on_predict_batch_end(
+        self, trainer: Trainer, module: Module, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
+    ) -> None:
+        self._advance_eval(trainer, batch_idx, dataloader_idx)
 
     def on_validation_end(self, trainer: Trainer, module: Module) -> None:
         if self._bar is not None and self._eval is not None:
             self._bar.remove_task(self._eval)
             self._eval = None
 
-    def _start_eval(self, what: str, length: float) -> None:
+    def _start_eval(self, what: str, lengths: list[int | float]) -> None:
         if self._bar is not None:
+            self._lengths, length = lengths, sum(lengths)
             self._eval = self._bar.add_task(what, total=None if length == float("inf") else length, metrics="")
 
-    def _advance_eval(self, trainer: Trainer, batch_idx: int) -> None:
+    def _advance_eval(self, trainer: Trainer, batch_idx: int, loader: int) -> None:
         if self._bar is not None and time.monotonic() >= self._due:
-            self._draw(trainer, self._eval, batch_idx + 1)
+            self._draw(trainer, self._eval, int(sum(self._lengths[:loader])) + batch_idx + 1)
 
     def _draw(self, trainer: Trainer, task: TaskID | None, completed: int) -> None:
         if self._bar is None or task is None:

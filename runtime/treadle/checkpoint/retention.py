@@ -23,21 +23,18 @@ class Retention:
         """Names and scores, in the order of admission."""
 
     def admit(self, name: str, score: float | None) -> list[str] | None:
-        """Whether ``name`` is kept: the names that make room for it, or None."""
+        """Whether ``name`` is kept: the names that make room for it, or None. Of two states with one name, the better is
+        kept."""
         if self.k == 0:
             return None
-        self.kept.pop(name, None)
-        evicted = []
-        if self.k > 0 and len(self.kept) >= self.k:
-            worst = max(self.kept, key=self._badness)  # of equals the first, which is the oldest
-            if self._badness(name, score) > self._badness(worst) or (
-                score is not None and self._badness(name, score) == self._badness(worst)
-            ):
-                return None
-            evicted = [worst]
-            del self.kept[worst]
+        full = len(self.kept) == self.k
+        rival = name if name in self.kept else self.worst if full else None
+        if rival is not None and self.k > 0 and score is not None and not self._badness(score) < self._rank(rival):
+            return None
+        if rival is not None:
+            del self.kept[rival]
         self.kept[name] = score
-        return evicted
+        return [] if rival in (None, name) else [rival]
 
     @property
     def best(self) -> str | None:
@@ -46,10 +43,17 @@ class Retention:
             return None
         if all(score is None for score in self.kept.values()):
             return next(reversed(self.kept))
-        return min(self.kept, key=self._badness)
+        return min(self.kept, key=self._rank)
 
-    def _badness(self, name: str, score: float | None = None) -> float:
-        score = self.kept.get(name) if score is None else score
+    @property
+    def worst(self) -> str | None:
+        """The worst by score; of equals the first, which is the oldest; so without scores the oldest."""
+        return max(self.kept, key=self._rank) if self.kept else None
+
+    def _rank(self, name: str) -> float:
+        return self._badness(self.kept[name])
+
+    def _badness(self, score: float | None) -> float:
         if score is None:
             return 0.0
         return math.inf if math.isnan(score) else score if self.mode == "min" else -score
@@ -58,4 +62,7 @@ class Retention:
         return {"kept": dict(self.kept)}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
+        """What was kept; with a smaller ``k`` than then, the best of it."""
         self.kept = dict(state["kept"])
+        while (worst := self.worst) is not None and 0 <= self.k < len(self.kept):
+            del self.kept[worst]

@@ -34,7 +34,8 @@ class Checkpoint(Weights, total=False):
     optimizer_states: list[dict[str, Any]]
     lr_schedulers: list[dict[str, Any]]
     gradients: dict[str, Tensor]
-    """Of an accumulation window that is still open; else empty."""
+    """Those that wait for a step, of an accumulation window that is still open; else empty."""
+    optimization: dict[str, Any]
     precision: dict[str, Any]
     callbacks: dict[str, dict[str, Any]]
     loggers: dict[str, dict[str, Any]]

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import copy
 from collections import deque
 from collections.abc import Iterable, Iterator
 from itertools import chain, islice
+from operator import length_hint
 from typing import Any
 
 import torch
 from torch.utils.data import (
     BatchSampler,
+    DataLoader,
     RandomSampler,
     Sampler,
     SequentialSampler,
@@ -18,6 +21,7 @@ from torch.utils.data import (
 )
 from torch.utils.data.distributed import DistributedSampler
 
+from treadle.errors import warn
 from treadle.seeding import capture_rng, restore_rng, seed_host
 
 DRAWS_AT_START = (
@@ -49,8 +53,9 @@ class ResumableSampler(Sampler[Any]):
         self.wrapped = wrapped
         self.seeded = seeded
         self.draws_at_start = _draws_at_start(wrapped)
-        self.sizes: deque[int | None] = deque()
-        """Sizes of the batches that were asked for and not yet taken, oldest first; None for single samples."""
+        self.asked: deque[Any] = deque()
+        """Indices of the batches that were asked for and not yet taken, oldest first."""
+        self._at_once = False
         self._epoch: tuple[int, Iterator[tuple[int, Any] | None]] = (0, iter(()))
 
     def __len__(self) -> int:
@@ -61,12 +66,19 @@ class ResumableSampler(Sampler[Any]):
             raise AttributeError(name)
         return getattr(self.wrapped, name)
 
+    def draw_at_once(self) -> bool:
+        """From now on, take all lists of an epoch at its start. Returns whether it can: only if it has a length."""
+        self._at_once = length_hint(self.wrapped, -1) >= 0
+        return self._at_once
+
     def start(self, skip: int = 0) -> None:
         """Settle the order of an epoch. The first ``skip`` index lists are drawn and dropped, which reads no sample."""
-        self.sizes.clear()
+        self.asked.clear()
         seed = _draw_seed() if self.seeded or not self.draws_at_start else 0
-        lists = iter(self.wrapped)
-        numbered = islice(enumerate(lists if self.draws_at_start else _in_private(lists, seed)), skip, None)
+        lists = iter(self.wrapped) if self.draws_at_start else _in_private(iter(self.wrapped), seed)
+        if self._at_once:
+            lists = iter(list(islice(lists, len(self))))
+        numbered = islice(enumerate(lists), skip, None)
         self._epoch = seed, chain([next(numbered, None)], numbered)
 
     def __iter__(self) -> Iterator[Any]:
@@ -76,7 +88,7 @@ class ResumableSampler(Sampler[Any]):
             if item is None:  # there was no first one
                 return
             number, indices = item
-            self.sizes.append(len(indices) if isinstance(indices, (list, tuple)) else None)
+            self.asked.append(indices)
             yield Seeded(indices, (seed + number) % 2**63) if self.seeded else indices
 
 
@@ -98,6 +110,55 @@ class Seeded:
 def _arrive(indices: Any, seed: int) -> Any:
     seed_host(seed)
     return indices
+
+
+def unshuffled(loader: DataLoader[Any], name: str) -> Any:
+    """What ``loader`` takes its index lists from, in the order of its data set where that is in our hands: torch's
+    samplers are replaced in a copy, with a warning if they shuffle; anybody else's is kept, with a warning."""
+    given: Any = loader.sampler if loader.batch_sampler is None else loader.batch_sampler
+    batches = given if type(given) is BatchSampler else None
+    sampler = given if batches is None else batches.sampler
+    ordered = _ordered(sampler)
+    if ordered is sampler:
+        return given
+    if ordered is None:
+        warn(
+            "overfit",
+            f"{name} has a sampler of its own, {type(sampler).__name__}, which is kept: if it shuffles, each epoch has "
+            "other batches.",
+        )
+        return given
+    warn(
+        "overfit",
+        f"{name} shuffles; overfitting, it is read in the order of its data set, the same batches in each epoch. Your "
+        "loader is not changed. To say so yourself: shuffle=False.",
+    )
+    if batches is None:
+        return ordered
+    batches = copy.copy(batches)
+    batches.sampler = ordered
+    return batches
+
+
+def _ordered(sampler: Any) -> Any:
+    """The samples of one of torch's samplers without the shuffling: itself if it doesn't shuffle, None if it is
+    somebody else's."""
+    kind = type(sampler)
+    if kind in (SequentialSampler, list, tuple, range):
+        return sampler
+    if kind is RandomSampler:
+        return SequentialSampler(sampler.data_source)
+    if kind is WeightedRandomSampler:
+        return range(len(sampler.weights))
+    if kind is SubsetRandomSampler:
+        return sorted(sampler.indices)
+    if kind is DistributedSampler:
+        if not sampler.shuffle:
+            return sampler
+        ordered = copy.copy(sampler)
+        ordered.shuffle = False
+        return ordered
+    return None
 
 
 def _draws_at_start(sampler: object) -> bool:

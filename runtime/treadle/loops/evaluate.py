@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -10,11 +10,14 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from treadle.data import Stream
-from treadle.data.stream import no_batch
-from treadle.loops.run import Run, takes_index
+from treadle.callbacks.hooks import profiled
+from treadle.data.stream import Batches, no_batch
+from treadle.fabric import apply
+from treadle.loops.calling import bind
+from treadle.loops.run import Run
+from treadle.loops.transfer import transfer_for
 from treadle.metrics import Logbook, as_floats, scope_of
-from treadle.module import Module
+from treadle.module import overrides
 
 
 @dataclass(frozen=True)
@@ -32,15 +35,16 @@ PREDICT = Stage("predict", "predict", "predict_step")
 
 
 def evaluate(
-    run: Run, stage: Stage, stream: Stream, *, state: str | None = None, keep: bool = True
-) -> dict[str, float]:
-    """Run ``stage`` over one pass of ``stream``.
+    run: Run, stage: Stage, streams: Sequence[Batches], *, state: str | None = None, keep: bool = True
+) -> list[dict[str, float]]:
+    """Run ``stage`` over one pass of each of ``streams``, one after the other.
 
     ::
 
         in eval mode, without gradients:
-            for each batch:
-                step
+            for each loader:
+                for each batch:
+                    step
             reduce what was logged: means weighted by the size of each batch
         restore each submodule's own mode
 
@@ -49,86 +53,123 @@ def evaluate(
         keep: Write the metrics to the loggers and the results; off for a sanity check.
 
     Returns:
-        The metrics, by the names they were logged under.
+        The metrics of each loader, by the names they were logged under.
     """
-    if stream.length == 0:
-        return {}
+    if not any(stream.length != 0 for stream in streams):
+        return [{} for _ in streams]
     outer = run.book, run.stage
-    book = Logbook(stream.batch_size, run.fabric.all_reduce)
+    book = run.new_book(lambda: 1)
     run.open_book(book, state or stage.name)
     call = run.hooks.call
-    with inference_mode(run.module):
+    with evaluating(run, stage):
         call(book, f"on_{stage.hooks}_start")
         call(book, f"on_{stage.hooks}_epoch_start")
-        for _ in steps(run, stage, stream, book, keep):
+        for _ in steps(run, stage, streams, book, keep):
             pass
         call(book, f"on_{stage.hooks}_epoch_end")
-        values = book.epoch_values()
+        several = len(streams) > 1
+        values = [book.epoch_values(loader=index if several else None) for index in range(len(streams))]
         if keep:
             run.results.keep(book, run.progress.batches)
             run.write(book.epoch_values(of="logger"), step=max(run.progress.global_step - 1, 0))
+        found = [as_floats(of_loader) for of_loader in values]
+        book.reset()  # metric objects are the module's, and go on with the next evaluation
         book.scope = None
         call(None, f"on_{stage.hooks}_end")
     _reopen(run, outer)
-    return as_floats(values)
+    return found
 
 
-def predict(run: Run, stream: Stream, *, return_predictions: bool) -> list[Any] | None:
-    """``predict_step`` over one pass of ``stream``.
+def predict(run: Run, streams: Sequence[Batches], *, return_predictions: bool) -> list[Any] | None:
+    """``predict_step`` over one pass of each of ``streams``.
 
     Returns:
-        What it returned for each batch, on the CPU; None when not asked for, and then nothing piles up in memory.
+        What it returned for each batch, on the CPU, in a list for each loader where there are several; None when not
+        asked for, and then nothing piles up in memory.
     """
+    if not any(stream.length != 0 for stream in streams):
+        return [] if return_predictions else None
     run.stage = PREDICT.name
-    book = Logbook(stream.batch_size, run.fabric.all_reduce)  # which no hook of a prediction has a scope for
-    kept: list[Any] | None = [] if return_predictions else None
-    with inference_mode(run.module):
+    book = run.new_book(lambda: 1)  # which no hook of a prediction has a scope for
+    kept: list[list[Any]] = [[] for _ in streams]
+    with evaluating(run, PREDICT):
         run.hooks.call(book, "on_predict_start")
         run.hooks.call(book, "on_predict_epoch_start")
-        for outputs in steps(run, PREDICT, stream, book, False):
-            if kept is not None:
-                kept.append(_on_cpu(outputs))
+        for index, outputs in steps(run, PREDICT, streams, book, False):
+            if return_predictions:
+                kept[index].append(apply(outputs, _on_cpu))
         run.hooks.call(book, "on_predict_epoch_end")
         run.hooks.call(book, "on_predict_end")
     run.close_book()
-    return kept
+    if not return_predictions:
+        return None
+    return kept[0] if len(kept) == 1 else kept
 
 
-def steps(run: Run, stage: Stage, stream: Stream, book: Logbook, write_steps: bool) -> Iterator[Any]:
-    """The output of the stage's step for each batch, its hooks called around it."""
-    step = run.fabric.method(run.module, stage.step)
-    indexed = takes_index(getattr(run.module, stage.step))
-    scope = scope_of(stage.step)
+def steps(
+    run: Run, stage: Stage, streams: Sequence[Batches], book: Logbook, write_steps: bool
+) -> Iterator[tuple[int, Any]]:
+    """For each batch the index of its loader and the output of the stage's step, the hooks called around it."""
+    user_step = getattr(run.module, stage.step)
+    several = len(streams) > 1
+    method = run.fabric.method(run.module, stage.step)
     starts, ends = run.hooks[f"on_{stage.hooks}_batch_start"], run.hooks[f"on_{stage.hooks}_batch_end"]
-    start_scope, end_scope = scope_of(f"on_{stage.hooks}_batch_start"), scope_of(f"on_{stage.hooks}_batch_end")
-    for index, loaded in enumerate(stream):
-        batch = run.fabric.to_device(loaded)
-        book.scope = start_scope
-        for listener in starts:
-            listener(batch, index)
-        book.scope = scope
-        with run.fabric.autocast():
-            outputs = step(batch, index) if indexed else step(batch)
-        book.scope = end_scope
-        for listener in ends:
-            listener(outputs, batch, index)
-        if write_steps and (row := book.take_step_row()):
-            run.write(row, step=index)
-        yield outputs
-    if not stream.consumed and stream.length != 0:
-        raise no_batch(stream.name)
+    written = 0
+    for loader, stream in enumerate(streams):
+        if stream.length == 0:
+            continue
+        number = loader if several else None
+        step = bind(method, signature_of=user_step, loader=number)
+        if run.profiler is not None:
+            step = profiled(run.profiler, f"[Module]{type(run.module).__name__}.{stage.step}", step)
+        transfer = transfer_for(run, loader)
+        scope, book.batch_size = scope_of(stage.step, number), stream.batch_size
+        start_scope = scope_of(f"on_{stage.hooks}_batch_start", number)
+        end_scope = scope_of(f"on_{stage.hooks}_batch_end", number)
+        index = -1
+        for index, loaded in enumerate(stream):
+            batch = transfer(loaded)
+            if run.profiler is not None:
+                run.profiler.start(f"run_{stage.hooks}_batch")
+            run.current_stream, run.last_batch = stream, stream.consumed == stream.length
+            book.scope = start_scope
+            for listener in starts:
+                listener(batch, index, loader)
+            book.scope = scope
+            with run.fabric.autocast():
+                outputs = step(batch, index)
+            book.scope = end_scope
+            for listener in ends:
+                listener(outputs, batch, index, loader)
+            if write_steps and (row := book.take_step_row()):
+                run.write(row, step=written)
+            written += 1
+            if run.profiler is not None:
+                run.profiler.stop(f"run_{stage.hooks}_batch")
+            yield loader, outputs
+        stream.end_epoch()
+        if index < 0:
+            raise no_batch(stream.name)
+    run.current_stream = None
 
 
 @contextmanager
-def inference_mode(module: Module) -> Iterator[None]:
-    """Eval mode and no gradients inside; afterwards each submodule is in the mode it was in."""
+def evaluating(run: Run, stage: Stage) -> Iterator[None]:
+    """Eval mode and no gradients inside; afterwards each submodule is in the mode it was in, or in the one that the
+    module's hook puts it into."""
+    module = run.module
     modes = [(submodule, submodule.training) for submodule in module.modules()]
-    module.eval()
+    getattr(module, f"on_{stage.hooks}_model_eval")()
     try:
-        with torch.inference_mode():
+        with torch.inference_mode() if run.inference_mode else torch.no_grad():
             yield
     finally:
-        _restore(modes)
+        restored = f"on_{stage.hooks}_model_train"
+        if overrides(module, restored):
+            back: Callable[[], None] = getattr(module, restored)
+            back()
+        else:
+            _restore(modes)
 
 
 def _restore(modes: list[tuple[nn.Module, bool]]) -> None:
@@ -144,11 +185,5 @@ def _reopen(run: Run, outer: tuple[Logbook | None, str]) -> None:
         run.open_book(book, stage)
 
 
-def _on_cpu(outputs: Any) -> Any:
-    if isinstance(outputs, Tensor):
-        return outputs.detach().cpu()
-    if isinstance(outputs, dict):
-        return {key: _on_cpu(value) for key, value in outputs.items()}
-    if type(outputs) in (list, tuple):
-        return type(outputs)([_on_cpu(item) for item in outputs])
-    return outputs
+def _on_cpu(tensor: Tensor) -> Tensor:
+    return tensor.detach().cpu()

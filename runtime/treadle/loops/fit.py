@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
-from treadle.data import Stream
-from treadle.data.stream import no_batch, set_epoch
-from treadle.errors import ConfigError, warn
+from treadle.callbacks.hooks import profiled
+from treadle.data.stream import Batches, evaluation_streams, no_batch
+from treadle.errors import warn
 from treadle.loops.evaluate import VALIDATE, evaluate
-from treadle.loops.optimization import AutomaticOptimization
+from treadle.loops.loading import Loaders
+from treadle.loops.optimization import Optimization
 from treadle.loops.run import Run
-from treadle.loops.settings import Duration, Rhythm
+from treadle.loops.scheduling import step_schedules
+from treadle.loops.settings import Duration, Rhythm, Stepping
+from treadle.loops.transfer import transfer_for
+from treadle.loops.validating import ValidationRhythm
 from treadle.metrics import Logbook, SlotState, scope_of
+from treadle.optim import Schedule
 from treadle.seeding import RNGState, isolated_rng, restore_rng
 
 
@@ -42,31 +48,33 @@ class FitLoop:
 
     run: Run
     book: Logbook
-    stream: Stream
-    val_stream: Stream | None
-    optimization: AutomaticOptimization
+    loaders: Loaders
+    optimization: Optimization
+    schedules: Sequence[Schedule]
+    """Those that the loop steps: of automatic optimization."""
     duration: Duration
     rhythm: Rhythm
-    accumulate: int
+    stepping: Stepping
     resumed: Resumed | None = None
     """For a resumed run: what hooks of its start must leave no trace in."""
-
-    def __post_init__(self) -> None:
-        self.val_every = validation_interval(self.rhythm.val_check_interval, self.stream)
 
     def __call__(self) -> None:
         """
         ::
 
             validate a few batches, unless resuming
+            end the epoch in which a resumed run was over
             while there is something left to train:
                 train an epoch
         """
         run = self.run
         if self.resumed is None:
             self.sanity_check()
+        self.open_stream()
         run.open_book(self.book, "train")
         run.hooks.call(self.book, "on_train_start")
+        if self.resumed is not None and run.progress.batch and self.should_stop():
+            self.finish_epoch()
         while not self.is_over():
             self.epoch()
         run.results.keep(self.book, run.progress.batches)
@@ -84,20 +92,25 @@ class FitLoop:
                 savepoint
             close the epoch
         """
-        run, progress, stream = self.run, self.run.progress, self.stream
+        run, progress = self.run, self.run.progress
         batches = self.start_epoch()
         batch_starts, batch_ends = run.hooks["on_train_batch_start"], run.hooks["on_train_batch_end"]
         savepoints = run.hooks["on_savepoint"]
         start_scope, end_scope = scope_of("on_train_batch_start"), scope_of("on_train_batch_end")
-        to_device, train, book = run.fabric.to_device, self.optimization.train, self.book
-        log_every, stepped = self.rhythm.log_every_n_steps, progress.global_step
+        to_device, train, book = transfer_for(run), self.optimization.train, self.book
+        if run.profiler is not None:
+            train = profiled(run.profiler, "run_training_batch", train)
+        stream, validation = self.stream, self.validation
+        accumulates, log_every = self.stepping.accumulate_grad_batches > 1, self.rhythm.log_every_n_steps
+        taken = progress.global_step
         for loaded in batches:
             batch, index = to_device(loaded), progress.batch
+            run.last_batch = stream.consumed == stream.length
             if batch_starts:
                 book.scope = start_scope
                 if -1 in [listener(batch, index) for listener in batch_starts]:
                     return self.close_epoch()
-            planned, closes = self.window(index) if self.accumulate > 1 else (1, True)
+            planned, closes = self.window(index) if accumulates else (1, True)
             outputs = train(batch, index, planned, closes)
             progress.batch += 1
             progress.batches += 1
@@ -105,12 +118,15 @@ class FitLoop:
                 book.scope = end_scope
                 for listener in batch_ends:
                     listener(outputs, batch, index)
-            if progress.global_step != stepped:
-                stepped = progress.global_step
-                if stepped % log_every == 0:
-                    run.write(book.take_step_row(), step=stepped - 1)
-            if self.val_every and self.validation_is_due():
+            stepped = progress.global_step != taken
+            if stepped:
+                taken = progress.global_step
+                if taken % log_every == 0:
+                    run.write(book.take_step_row(), step=taken - 1)
+            if validation.inside and validation.after_batch(progress, stepped=stepped):
                 self.validate()
+            if stepped and self.schedules:
+                step_schedules(self.schedules, run, interval="step", on_plateau=True)
             stops = self.should_stop() and stream.consumed != stream.length
             book.scope = None
             for listener in savepoints:
@@ -121,19 +137,36 @@ class FitLoop:
             raise no_batch(stream.name, f" in epoch {progress.epoch}")
         self.close_epoch()
 
-    def start_epoch(self) -> Any:
+    def open_stream(self) -> None:
+        """The training data, and what depends on how much there is."""
+        self.stream: Batches = self.loaders.train
+        self.book.batch_size = self.stream.batch_size
+        self.validation = ValidationRhythm(self.rhythm, self.stream.length)
+        self._opened_in = self.run.progress.epoch
+
+    def start_epoch(self) -> Iterable[Any]:
         """The batches that are left of the epoch. In a resumed run, hooks that run again leave no trace: those of the
         start, and inside an epoch those of its start too."""
         run, resumed, inside = self.run, self.resumed, self.stream.consumed > 0
         self.resumed = None
         if resumed is not None and not inside:
             resumed.restore(self.book, run.fabric.device)
+        if not inside:
+            self.reload(again=resumed is not None)
         run.hooks.call(self.book, "on_train_epoch_start")
-        set_epoch(self.stream.loader, run.progress.epoch)
+        self.stream.set_epoch(run.progress.epoch)
         batches = iter(self.stream)
         if resumed is not None and inside:
             resumed.restore(self.book, run.fabric.device)
-        return batches
+        return batches if run.profiler is None else _profiled_batches(run, batches)
+
+    def reload(self, *, again: bool) -> None:
+        """Ask for the loaders anew, if it is time to; ``again`` in a resumed run, now that the generators are right."""
+        every, epoch = self.rhythm.reload_dataloaders_every_n_epochs, self.run.progress.epoch
+        if every and epoch and epoch % every == 0 and (again or epoch != self._opened_in):
+            self.loaders.forget("train")
+            self.loaders.forget("val")
+            self.open_stream()
 
     def close_epoch(self) -> None:
         """
@@ -147,17 +180,14 @@ class FitLoop:
         """
         run, progress = self.run, self.run.progress
         if progress.window:
-            self.optimization.close_window(self.window(progress.batch - 1)[0])
-        if self.val_every is None and self.epoch_is_validated() and progress.validated != progress.batches:
+            self.optimization.close_window(self.window(progress.batch - 1)[0], progress.batch - 1)
+        if self.validation.after_epoch(progress) and progress.validated != progress.batches:
             self.validate()
         if progress.batch and not progress.global_step:
-            warn(
-                "no-step",
-                f"epoch {progress.epoch} took no optimizer step: training_step returned None for every batch.",
-            )
-        self.optimization.step_epoch_schedules(on_plateau=False)
+            warn("no-step", f"epoch {progress.epoch} took no optimizer step: {self.why_no_step()}")
+        step_schedules(self.schedules, run, interval="epoch", on_plateau=False)
         self.end_epoch_hooks()
-        self.optimization.step_epoch_schedules(on_plateau=True)
+        step_schedules(self.schedules, run, interval="epoch", on_plateau=True)
         self.book.reset()
         self.stream.end_epoch()
         progress.epoch += 1
@@ -167,6 +197,14 @@ class FitLoop:
         for listener in run.hooks["on_savepoint"]:
             listener(final)
 
+    def finish_epoch(self) -> None:
+        """A resumed run was over when its last batch was saved: what follows that savepoint is still to do."""
+        self.start_epoch()
+        if self.stream.consumed == self.stream.length:
+            self.close_epoch()
+        else:
+            self.break_off()
+
     def break_off(self) -> None:
         """The run ends inside an epoch. It is saved already: resumed, it goes on from there, and what is told to hooks
         and loggers here is told again at the epoch's real end."""
@@ -174,6 +212,7 @@ class FitLoop:
 
     def end_epoch_hooks(self) -> None:
         run, progress = self.run, self.run.progress
+        self.book.epoch_is_over = True
         run.results.keep(self.book, progress.batches)
         self.book.scope = scope_of("on_train_epoch_end")
         for listener in run.hooks["on_train_epoch_end"]:
@@ -181,45 +220,54 @@ class FitLoop:
             run.results.keep(self.book, progress.batches)  # the next may follow what this one logged
         run.write(self.book.epoch_values(of="logger"), step=max(progress.global_step - 1, 0))
 
+    def why_no_step(self) -> str:
+        if self.run.module.automatic_optimization:
+            return "training_step returned None for every batch."
+        return "in manual optimization, training_step calls step() of what self.optimizers() returns."
+
     def window(self, index: int) -> tuple[int, bool]:
         """How many batches are in the accumulation window of batch ``index``, and whether it closes it. The last
         window of an epoch may be shorter; of a loader without length, nobody knows before it ends."""
-        size, length = self.accumulate, self.stream.length
+        size, length = self.stepping.accumulate_grad_batches, self.stream.length
         if length is None:
             return 1, (index + 1) % size == 0
         start = index - index % size
         return min(size, length - start), (index + 1) % size == 0 or index + 1 == length
 
-    def validation_is_due(self) -> bool:
-        assert self.val_every is not None
-        return self.run.progress.batch % self.val_every == 0 and self.epoch_is_validated()
-
-    def epoch_is_validated(self) -> bool:
-        return (self.run.progress.epoch + 1) % self.rhythm.check_val_every_n_epoch == 0
-
     def validate(self) -> None:
-        if self.val_stream is not None and self.val_stream.length != 0:
-            evaluate(self.run, VALIDATE, self.val_stream)
-            self.run.progress.validated = self.run.progress.batches
+        run, streams = self.run, self.loaders.val
+        if any(stream.length != 0 for stream in streams):
+            if not self.optimization.has_gradients:
+                run.module.on_validation_model_zero_grad()
+            run.results.keep_steps(self.book, run.progress.batches)
+            evaluate(run, VALIDATE, streams)
+            run.progress.validated = run.progress.batches
+        self.validation.validated()
 
     def sanity_check(self) -> None:
         """Validate a few batches, and leave no trace: no row, no result, no random number drawn."""
         steps, run = self.rhythm.num_sanity_val_steps, self.run
-        if self.val_stream is None or steps == 0:
+        if steps == 0 or not self.loaders.validates:
             return
-        few = Stream(self.val_stream.loader, limit=self._sanity_limit(steps), name=self.val_stream.name)
-        with isolated_rng(run.fabric.device), few.isolated():
+        with isolated_rng(run.fabric.device):
             run.stage = "sanity_check"
             run.hooks.call(None, "on_sanity_check_start")
-            evaluate(run, VALIDATE, few, state="sanity_check", keep=False)
+            few = self.sanity_streams()
+            with ExitStack() as undone:
+                for stream in few:
+                    undone.callback(stream.close)
+                    undone.enter_context(stream.isolated())
+                evaluate(run, VALIDATE, few, state="sanity_check", keep=False)
             run.hooks.call(None, "on_sanity_check_end")
 
-    def _sanity_limit(self, steps: int) -> int | float:
-        assert self.val_stream is not None
-        length = self.val_stream.length
-        if steps < 0:
-            return 1.0 if length is None else length
-        return steps if length is None else min(steps, length)
+    def sanity_streams(self) -> list[Batches]:
+        """The validation loaders, with fewer batches of each."""
+        steps, whole = self.rhythm.num_sanity_val_steps, self.loaders.val
+        few = []
+        for stream in whole:
+            limit = stream.length if steps < 0 else steps if stream.length is None else min(steps, stream.length)
+            few += evaluation_streams(stream.loader, limit=1.0 if limit is None else limit, name=stream.name)
+        return few
 
     def should_stop(self) -> bool:
         """Whether to stop after the batch just trained on."""
@@ -233,26 +281,13 @@ class FitLoop:
         return self.should_stop() or self.run.progress.epoch >= self.duration.epochs or self.stream.length == 0
 
 
-def validation_interval(interval: int | float, stream: Stream) -> int | None:
-    """Validate after so many batches; None is at the end of each epoch.
-
-    Raises:
-        ConfigError: An interval that no epoch reaches, or a fraction of an unknown length.
-    """
-    if interval == 1.0 and isinstance(interval, float):
-        return None
-    if isinstance(interval, int):
-        if stream.length is not None and interval > stream.length > 0:
-            raise ConfigError(
-                f"val_check_interval={interval} is more than the {stream.length} batches of an epoch.",
-                why="validation would never run.",
-                fix=f"val_check_interval={stream.length}, or 1.0 for once an epoch.",
-            )
-        return interval
-    if stream.length is None:
-        raise ConfigError(
-            f"val_check_interval={interval} with a training loader that has no length.",
-            why="a fraction is of the number of batches.",
-            fix="give the interval as a count, for example val_check_interval=100.",
-        )
-    return max(1, int(stream.length * interval))
+def _profiled_batches(run: Run, batches: Iterable[Any]) -> Iterator[Any]:
+    """The same, with the time that each takes to arrive."""
+    assert run.profiler is not None
+    iterator, end = iter(batches), object()
+    while True:
+        with run.profiler.profile("train_dataloader_next"):
+            batch = next(iterator, end)
+        if batch is end:
+            return
+        yield batch

@@ -2,18 +2,65 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any, final
+import inspect
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
+from functools import partial
+from typing import Any, Protocol, TypedDict, final
 
 import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from treadle.errors import ConfigError, ModuleError, TrainingError, nearest, warn
-from treadle.loops.run import Run, takes_index
+from treadle.callbacks.hooks import profiled
+from treadle.errors import ModuleError, TrainingError, warn
+from treadle.loops.calling import Step, bind
+from treadle.loops.run import Run
+from treadle.loops.scheduling import step_schedules
 from treadle.loops.settings import Stepping
-from treadle.metrics import Logbook, scope_of
-from treadle.optim import Optimizers, Schedule
+from treadle.metrics import Logbook, Number, scope_of
+from treadle.module import overrides
+from treadle.optim import Optimizers, TrainerOptimizer
+
+
+class OptimizationState(TypedDict):
+    weight: Number | None
+    """The sum of the weights of the batches in an open window; None if they have none."""
+    waiting: list[int]
+    """Manual optimization: the optimizers that step when the window closes ..."""
+    dirty: list[int]
+    """... and those with gradients that no step has used."""
+
+
+class Optimization(Protocol):
+    """What the fit loop asks of either way to optimize."""
+
+    wrapped: list[TrainerOptimizer]
+
+    @property
+    def has_gradients(self) -> bool:
+        """Gradients wait for a step: a checkpoint must hold them."""
+        ...
+
+    def train(self, batch: Any, batch_idx: int, planned: int, closes: bool) -> Any:
+        """Train on one batch.
+
+        Args:
+            planned: The number of batches in this accumulation window; 1 if that can't be known yet.
+            closes: The window ends with this batch.
+
+        Returns:
+            What ``training_step`` returned.
+        """
+        ...
+
+    def close_window(self, planned: int, batch_idx: int) -> None:
+        """The epoch ended inside a window: step on what there is."""
+        ...
+
+    def state_dict(self) -> OptimizationState: ...
+
+    def load_state_dict(self, state: OptimizationState) -> None: ...
 
 
 @final
@@ -21,73 +68,198 @@ class AutomaticOptimization:
     """Forward, backward, and at the end of a window an optimizer step. All that can be decided before the first batch
     is decided here, so that a step costs little more than its own arithmetic."""
 
-    def __init__(self, run: Run, book: Logbook, optimizers: Optimizers, settings: Stepping) -> None:
+    def __init__(
+        self, run: Run, book: Logbook, optimizers: Optimizers, settings: Stepping, *, check_finite: bool = False
+    ) -> None:
         if len(optimizers.optimizers) > 1:
             raise ModuleError(
                 f"configure_optimizers returned {len(optimizers.optimizers)} optimizers.",
                 why="in automatic optimization one loss moves one optimizer.",
-                fix="give one optimizer several parameter groups.",
+                fix="give one optimizer several parameter groups, or set self.automatic_optimization = False.",
             )
         if not optimizers.optimizers:
             warn("no-optimizer", "configure_optimizers returned None: training_step runs, and nothing is optimized.")
         self.run, self.book, self.settings, self.progress = run, book, settings, run.progress
+        self.module, self.check_finite = run.module, check_finite
+        self.wrapped = [TrainerOptimizer(o, index, self) for index, o in enumerate(optimizers.optimizers)]
         self.optimizer: Optimizer | None = optimizers.optimizers[0] if optimizers.optimizers else None
         self.schedules = optimizers.schedules
-        self.parameters = (
-            [p for group in self.optimizer.param_groups for p in group["params"]] if self.optimizer else []
-        )
-        self._step_schedules = [s for s in self.schedules if s.interval == "step"]
-        self._training_step = run.fabric.method(run.module, "training_step")
-        self._takes_index = takes_index(run.module.training_step)
-        self._accumulates = settings.accumulate_grad_batches > 1
+        self.weight: Number | None = None
+        self._training_step = watched(run)
+        self._alone = run.fabric.world_size == 1
         self._autocast = run.fabric.autocast
         self._backward = run.fabric.precision.backward
-        self._step = run.fabric.precision.step
+        if overrides(run.module, "backward"):
+            self._backward = partial(run.fabric.precision.backward, call=run.module.backward)
+        self._step, self._unscale = run.fabric.precision.step, run.fabric.precision.unscale
+        self._needs_closure = self.optimizer is not None and needs_closure(self.optimizer)
+        self._with_closure = self._needs_closure or (
+            self.optimizer is not None and overrides(run.module, "optimizer_step")
+        )
+        self._own_zero_grad = overrides(run.module, "optimizer_zero_grad")
+        self._own_clipping = overrides(run.module, "configure_gradient_clipping")
         self._scope = scope_of("training_step")
         hooks = run.hooks
         self._before_zero_grad = hooks["on_before_zero_grad"]
         self._before_backward, self._after_backward = hooks["on_before_backward"], hooks["on_after_backward"]
         self._before_step = hooks["on_before_optimizer_step"]
+        self._stepped = False
+        self._weighs: bool | None = None
+        """Whether batches have weights: all of them or none."""
+        if self._needs_closure and settings.accumulate_grad_batches > 1:
+            raise _closure_and_window(self.optimizer)
+
+    @property
+    def has_gradients(self) -> bool:
+        return self.progress.window > 0
 
     def train(self, batch: Any, batch_idx: int, planned: int, closes: bool) -> Any:
-        """Train on one batch.
-
+        """
         ::
 
             loss <- training_step(batch)
             clear the gradients, if the window starts
             gradients <- gradients + d(loss / size of the window)
             step, if the window ends
-
-        Args:
-            planned: The number of batches in this window; 1 if that can't be known yet.
-            closes: The window ends with this batch.
-
-        Returns:
-            What ``training_step`` returned.
         """
-        self.book.scope = self._scope
-        with self._autocast():
-            outputs = self._training_step(batch, batch_idx) if self._takes_index else self._training_step(batch)
-        loss = self._loss(outputs) if self.optimizer is not None else None
-        if loss is not None:
-            if self.progress.window == 0:
-                self.zero_grad()
-            if self._accumulates and not closes:
-                with self.run.fabric.no_backward_sync(self.run.module):
-                    self.backward(loss / planned)
-            else:
-                self.backward(loss / planned if planned > 1 else loss)
-            self.progress.window += 1
+        if closes and self._with_closure:
+            return self.train_by_closure(batch, batch_idx, planned)
+        outputs = self.accumulate(batch, batch_idx, planned, closes)
         if closes:
-            self.close_window(planned)
+            self.close_window(planned, batch_idx)
         return outputs
 
-    def zero_grad(self) -> None:
+    def accumulate(self, batch: Any, batch_idx: int, planned: int, closes: bool) -> Any:
+        """Forward and backward."""
+        book, progress = self.book, self.progress
+        book.scope = self._scope
+        book.start_step()
+        with self._autocast():
+            outputs = self._training_step(batch, batch_idx)
+        weight = None if isinstance(outputs, Tensor) else _weight_of(outputs)
+        if weight is not None:
+            book.weigh(weight)
+        if book.size_unknown is not None:
+            raise book.size_unknown
+        loss = self._loss(outputs) if self.optimizer is not None else None
+        if loss is None or (weight is not None and not isinstance(weight, Tensor) and weight == 0.0):
+            return outputs  # a batch that counts nothing is skipped
+        if progress.window == 0:
+            self.zero_grad(None, batch_idx=batch_idx)
+            self.weight = None
+        loss = self._share(loss, weight, planned, closes)
+        if closes or self._alone:
+            self.backward(loss)
+        else:
+            with self.run.fabric.no_backward_sync(self.module):
+                self.backward(loss)
+        progress.window += 1
+        return outputs
+
+    def train_by_closure(self, batch: Any, batch_idx: int, planned: int) -> Any:
+        """The step of a module that overrides ``optimizer_step``, or of an optimizer that evaluates its loss itself:
+        everything up to the step is a function for it to call."""
+        outputs: Any = None
+        calls = 0
+        before = self.progress.window
+
+        def closure() -> Tensor | None:
+            nonlocal outputs, calls
+            if calls and before:
+                raise _closure_and_window(self.optimizer)
+            calls += 1
+            if not before:
+                self.progress.window = 0
+            outputs = self.accumulate(batch, batch_idx, planned, closes=True)
+            if not self.progress.window:
+                if self._needs_closure:
+                    raise _skipped_with_closure(self.optimizer)
+                self.zero_grad(None, batch_idx=batch_idx)  # a step without gradients moves nothing
+                return None
+            self.finish_gradients(planned)
+            loss = outputs["loss"] if isinstance(outputs, Mapping) else outputs
+            if loss is None:  # skipped: the step is on what the window's other batches gave
+                return None
+            detached: Tensor = loss.detach()
+            return detached
+
+        self.step_by_closure(closure, batch_idx)
+        if not calls:
+            raise ModuleError(
+                f"{type(self.module).__name__}.optimizer_step never called its closure.",
+                why="the closure computes the gradients: forward, backward, hooks and clipping.",
+                fix="optimizer.step(closure=optimizer_closure)",
+            )
+        return outputs
+
+    def step_by_closure(self, closure: Callable[[], Any], batch_idx: int) -> None:
+        self._stepped = False
+        if overrides(self.module, "optimizer_step"):
+            self.module.optimizer_step(self.progress.epoch, batch_idx, self.wrapped[0], closure)
+        else:
+            self.step(self.wrapped[0], closure, None)
+        trained, self.progress.window = self.progress.window, 0
+        if trained and self._stepped:
+            self.count_step()
+
+    def close_window(self, planned: int, batch_idx: int) -> None:
+        """Step, unless every batch of the window was skipped."""
+        if self.optimizer is None:
+            self.progress.global_step += 1
+            return None
+        if not self.progress.window:
+            return None
+        if self._with_closure:  # the epoch ended inside a window: what is left to compute is little
+            return self.step_by_closure(lambda: self.finish_gradients(planned), batch_idx)
+        self.finish_gradients(planned)
+        self._step(self.optimizer)
+        self.progress.window = 0
+        self.count_step()
+
+    def finish_gradients(self, planned: int) -> None:
+        """Everything between the last backward and the step."""
         assert self.optimizer is not None
+        if (factor := self._correction(planned)) is not None:
+            scale_gradients(self.optimizer, factor)
+        clips = self.settings.gradient_clip_val is not None or self._own_clipping
+        if self._before_step or clips:
+            self._unscale(self.optimizer)
+        if self._before_step:
+            self.run.hooks.call(self.book, "on_before_optimizer_step", self.optimizer)
+        if clips:
+            self.module.configure_gradient_clipping(
+                self.optimizer, self.settings.gradient_clip_val, self.settings.gradient_clip_algorithm
+            )
+
+    def count_step(self) -> None:
+        self.progress.global_step += 1
+        self.progress.optimizer_steps[0] += 1
+        if self.schedules:
+            step_schedules(self.schedules, self.run, interval="step", on_plateau=False)
+
+    # --- the optimizer, as an overridden optimizer_step sees it ---
+
+    def step(self, optimizer: TrainerOptimizer, closure: Callable[[], Any] | None, loss: Tensor | None) -> Any:
+        if loss is not None:
+            raise _only_manual(self.module, "optimizer.step(loss)")
+        self._stepped = True
+        return self._step(optimizer.optimizer, closure)
+
+    def zero_grad(
+        self, optimizer: TrainerOptimizer | None, set_to_none: bool = True, *, batch_idx: int | None = None
+    ) -> None:
+        assert self.optimizer is not None
+        if optimizer is not None:
+            return self.optimizer.zero_grad(set_to_none)
         if self._before_zero_grad:
             self.run.hooks.call(self.book, "on_before_zero_grad", self.optimizer)
-        self.optimizer.zero_grad()
+        if self._own_zero_grad:
+            self.module.optimizer_zero_grad(self.progress.epoch, batch_idx or 0, self.optimizer)
+        else:
+            self.optimizer.zero_grad()
+
+    def toggled(self, optimizer: TrainerOptimizer, sync_grad: bool) -> AbstractContextManager[Any]:
+        return nullcontext()  # there is one optimizer
 
     def backward(self, loss: Tensor) -> None:
         if self._before_backward:
@@ -96,43 +268,33 @@ class AutomaticOptimization:
         if self._after_backward:
             self.run.hooks.call(self.book, "on_after_backward")
 
-    def close_window(self, planned: int) -> None:
-        """Step, unless every batch of the window was skipped."""
-        if self.optimizer is None:
-            self.progress.global_step += 1
-            return
-        if not self.progress.window:
-            return
-        if self.progress.window != planned:
+    # --- what each batch's loss contributes ---
+
+    def _share(self, loss: Tensor, weight: Number | None, planned: int, closes: bool) -> Tensor:
+        """The loss to differentiate: divided by the planned size of its window, or weighted by what the step said."""
+        if self._weighs is None:
+            self._weighs = weight is not None
+        elif self._weighs != (weight is not None):
+            raise _mixed_weights()
+        if weight is None:
+            return loss / planned if planned > 1 else loss
+        if closes and not self.progress.window and self._alone:
+            self.weight = 1.0  # the only batch of its step: its mean is the step's
+            return loss * (weight > 0) if isinstance(weight, Tensor) else loss
+        self.weight = weight if self.weight is None else self.weight + weight
+        return loss * weight
+
+    def _correction(self, planned: int) -> Number | None:
+        """What the gathered gradients are to be multiplied with; None for nothing."""
+        if self.weight is None:
             # The window turned out shorter or longer than its losses were divided by.
-            for gradient in [p.grad for p in self.parameters if p.grad is not None]:
-                gradient.mul_(planned / self.progress.window)
-        if self._before_step:
-            self.run.hooks.call(self.book, "on_before_optimizer_step", self.optimizer)
-        if self.settings.gradient_clip_val is not None:
-            self.clip(self.settings.gradient_clip_val)
-        self._step(self.optimizer)
-        self.progress.window = 0
-        self.progress.global_step += 1
-        for schedule in self._step_schedules:
-            if self.progress.global_step % schedule.frequency == 0:
-                step_schedule(schedule, self.run)
-
-    def clip(self, bound: float) -> None:
-        by_norm = self.settings.gradient_clip_algorithm == "norm"
-        self.run.fabric.clip_gradients(
-            self.parameters,
-            max_norm=bound if by_norm else None,
-            clip_val=None if by_norm else bound,
-            optimizer=self.optimizer,
-        )
-
-    def step_epoch_schedules(self, *, on_plateau: bool) -> None:
-        """Step the schedulers that count epochs: those that follow a metric, or the others."""
-        for schedule in self.schedules:
-            due = schedule.interval == "epoch" and (self.progress.epoch + 1) % schedule.frequency == 0
-            if due and schedule.on_plateau == on_plateau:
-                step_schedule(schedule, self.run)
+            return None if self.progress.window == planned else planned / self.progress.window
+        total, ranks = self.weight, self.run.fabric.world_size
+        if not self._alone:
+            total = self.run.fabric.all_reduce(torch.as_tensor(total, device=self.run.fabric.device), "sum")
+        if isinstance(total, Tensor):
+            return torch.where(total > 0, ranks / total, 0.0)
+        return None if total == ranks else ranks / total if total > 0 else 0.0
 
     def _loss(self, outputs: Any) -> Tensor | None:
         loss = outputs
@@ -143,7 +305,7 @@ class AutomaticOptimization:
                 loss = outputs["loss"]
         if not isinstance(loss, Tensor) or loss.numel() != 1 or not loss.requires_grad:
             raise _unusable_loss(outputs, loss)
-        if self.settings.detect_anomaly and not torch.isfinite(loss):
+        if self.check_finite and not torch.isfinite(loss):
             raise TrainingError(
                 f"the loss is {loss.item()} in epoch {self.progress.epoch}, batch {self.progress.batch}.",
                 why="detect_anomaly=True stops at the first loss that is not finite.",
@@ -151,21 +313,80 @@ class AutomaticOptimization:
             )
         return loss
 
+    def state_dict(self) -> OptimizationState:
+        return OptimizationState(weight=self.weight if self.progress.window else None, waiting=[], dirty=[])
 
-def step_schedule(schedule: Schedule, run: Run) -> None:
-    """Step one learning rate scheduler, with its metric if it follows one."""
-    if not schedule.on_plateau:
-        return schedule.scheduler.step()  # type: ignore[call-arg]
-    assert schedule.monitor is not None
-    known = {**run.results.tensors(), **(run.book.callback_values() if run.book else {})}
-    if schedule.monitor in known:
-        return schedule.scheduler.step(float(known[schedule.monitor]))  # type: ignore[arg-type]
-    if schedule.strict:
-        raise ConfigError(
-            f"a ReduceLROnPlateau follows {schedule.monitor!r}, which is not logged.",
-            why=f"known when it should have stepped: {', '.join(sorted(known)) or 'nothing'}.",
-            fix=nearest(schedule.monitor, sorted(known)) if known else f'self.log("{schedule.monitor}", ...)',
-        )
+    def load_state_dict(self, state: OptimizationState) -> None:
+        self.weight = state["weight"]
+
+
+def watched(run: Run) -> Step:
+    """The module's ``training_step``, under the eyes of the profiler if there is one."""
+    step = bind(run.fabric.method(run.module, "training_step"), signature_of=run.module.training_step)
+    if run.profiler is None:
+        return step
+    return profiled(run.profiler, f"[Module]{type(run.module).__name__}.training_step", step)
+
+
+def needs_closure(optimizer: Optimizer) -> bool:
+    """Whether its ``step`` can't be called without one, as that of LBFGS."""
+    closure = inspect.signature(optimizer.step).parameters.get("closure")
+    return closure is not None and closure.default is closure.empty
+
+
+def scale_gradients(optimizer: Optimizer, factor: Number) -> None:
+    gradients = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+    if gradients:
+        torch._foreach_mul_(gradients, factor)
+
+
+def _weight_of(outputs: Any) -> Number | None:
+    """What a training step said its batch counts."""
+    if not isinstance(outputs, Mapping) or (weight := outputs.get("weight")) is None:
+        return None
+    if isinstance(weight, Tensor) and weight.numel() == 1:
+        # Sums of weights must not overflow or round; on the way to the gradient torch is back in the loss's format.
+        wide = torch.float32 if weight.device.type == "mps" else torch.float64
+        return weight.detach().reshape(()).to(wide)
+    if isinstance(weight, (int, float)) and weight >= 0:
+        return float(weight)
+    raise ModuleError(
+        f'training_step returned {weight!r} for "weight".',
+        why="it says how much the batch counts beside others: a number that is not negative, or a tensor with one.",
+        fix='{"loss": loss, "weight": tokens.numel()}, or another name for what you mean.',
+    )
+
+
+def _mixed_weights() -> ModuleError:
+    return ModuleError(
+        "some batches have a weight, and others have none.",
+        why="gradients of a step and means over an epoch are weighted by it.",
+        fix='return {"loss": loss, "weight": ...} from every training_step, or from none.',
+    )
+
+
+def _closure_and_window(optimizer: Optimizer | None) -> ModuleError:
+    return ModuleError(
+        f"{type(optimizer).__name__} evaluates the loss of a step more than once, with accumulate_grad_batches > 1.",
+        why="only the window's last batch can be computed again; the gradients of the others would be wrong then.",
+        fix="accumulate_grad_batches=1, and a larger batch_size.",
+    )
+
+
+def _skipped_with_closure(optimizer: Optimizer | None) -> ModuleError:
+    return ModuleError(
+        f"training_step returned None, and {type(optimizer).__name__} is in the middle of a step.",
+        why="it needs the loss of each batch.",
+        fix="return a loss for every batch, or leave such batches out in the data set.",
+    )
+
+
+def _only_manual(module: object, what: str) -> ModuleError:
+    return ModuleError(
+        f"{type(module).__name__} called {what} in automatic optimization.",
+        why="there the Trainer does it, with the loss that training_step returns.",
+        fix="set self.automatic_optimization = False in __init__, or leave the call out.",
+    )
 
 
 def _unusable_loss(outputs: Any, loss: Any) -> ModuleError:

@@ -4,17 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, TypedDict
+from typing import TYPE_CHECKING, Any, TypedDict
 
 import torch
 from torch import Tensor
 
 from treadle.callbacks.hooks import Hooks
+from treadle.data import DataModule
+from treadle.data.stream import Batches
 from treadle.fabric import Fabric
 from treadle.loggers import Logger
 from treadle.metrics import Logbook, Number, as_floats
 from treadle.module import Module
 from treadle.progress import Progress
+
+if TYPE_CHECKING:
+    from treadle.profilers import Profiler
 
 
 class ResultsState(TypedDict):
@@ -34,10 +39,16 @@ class Results:
 
     def keep(self, book: Logbook, batches: int) -> None:
         """Take over what ``book`` knows now, ``batches`` being those trained on so far."""
-        values = {**book.step_values(), **book.callback_values()}
+        values = {**book.newest(), **book.callback_values()}
         self._values.update(values)
         self._found_at.update(dict.fromkeys(values, batches))
         self.shown.update(book.epoch_values(of="prog_bar"))
+
+    def keep_steps(self, book: Logbook, batches: int) -> None:
+        """Take over the values of the step at hand: an evaluation inside the epoch may ask for them."""
+        values = book.newest()
+        self._values.update(values)
+        self._found_at.update(dict.fromkeys(values, batches))
 
     def is_fresh(self, name: str, batches: int) -> bool:
         """Whether it was found after the batch trained on last."""
@@ -60,15 +71,26 @@ class Run:
 
     fabric: Fabric
     module: Module
+    datamodule: DataModule | None
     hooks: Hooks
     loggers: Sequence[Logger]
     progress: Progress
     results: Results
+    inference_mode: bool = True
+    """Evaluate in torch's inference mode, not only without gradients."""
+    profiler: Profiler | None = None
+    fitting: bool = False
+    silent: bool = False
+    """``self.log`` does nothing."""
     book: Logbook | None = None
     """Of the stage that runs now."""
     stage: str = ""
     """``train``, ``validate``, ``sanity_check``, ``test`` or ``predict``."""
     should_stop: bool = False
+    last_batch: bool = False
+    """The batch at hand is its epoch's last."""
+    current_stream: Batches | None = None
+    """Where an evaluation's batch at hand came from."""
     logged: dict[str, float] = field(default_factory=dict)
     """The newest value of everything written to loggers."""
 
@@ -81,30 +103,32 @@ class Run:
             return
         row = as_floats(values)
         self.logged.update(row)
-        if self.loggers:
+        if self.loggers and self.fabric.is_global_zero:
             step = int(row.pop("step", step))
-            row = {"epoch": self.progress.epoch, **row}
+            row = {"epoch": self.progress.epoch if self.fitting else self.progress.last_epoch, **row}
             for logger in self.loggers:
                 logger.log_metrics(row, step)
 
     def open_book(self, book: Logbook, stage: str) -> None:
         self.book, self.stage = book, stage
-        self.module.__dict__["_logbook"] = book
+        self.module.__dict__["_logbook"] = _Deaf() if self.silent else book
 
     def close_book(self) -> None:
         """Until the next is opened, there is nothing to log to; doing so is an error."""
         self.book, self.stage = None, ""
-        self.module.__dict__["_logbook"] = Logbook(lambda: 1, self.fabric.all_reduce)
+        self.module.__dict__["_logbook"] = _Deaf() if self.silent else Logbook(lambda: 1, self.fabric.all_reduce)
+
+    def new_book(self, batch_size: Callable[[], int]) -> Logbook:
+        """For one stage of this module."""
+        return Logbook(batch_size, self.fabric.all_reduce, self.module)
 
     def leave(self) -> None:
         """The module works alone from here on."""
         self.module.__dict__.pop("_logbook", None)
 
 
-def takes_index(step: Callable[..., Any]) -> bool:
-    """Whether a step's signature has room for ``batch_idx``."""
-    import inspect
+class _Deaf:
+    """A logbook that takes nothing."""
 
-    parameters = inspect.signature(step).parameters.values()
-    positional = [p for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
-    return len(positional) > 1 or any(p.kind is p.VAR_POSITIONAL for p in parameters)
+    def log(self, *_: Any) -> None:
+        pass

@@ -41,7 +41,7 @@ def checkpoint_of(parts: Parts, *, weights_only: bool) -> Checkpoint:
     checkpoint = Checkpoint(
         format=FORMAT,
         treadle_version=__version__,
-        epoch=last_epoch(run),
+        epoch=progress.last_epoch,
         global_step=progress.global_step,
         progress=progress.state_dict(),
         state_dict=module.state_dict(),
@@ -54,15 +54,19 @@ def checkpoint_of(parts: Parts, *, weights_only: bool) -> Checkpoint:
     if not weights_only:
         checkpoint["optimizer_states"] = [o.state_dict() for o in parts.optimizers.optimizers]
         checkpoint["lr_schedulers"] = [s.scheduler.state_dict() for s in parts.optimizers.schedules]
-        checkpoint["gradients"] = _gradients(module) if progress.window else {}
+        checkpoint["gradients"] = {}
         checkpoint["precision"] = run.fabric.precision.state_dict()
         checkpoint["callbacks"] = {callback.state_key: callback.state_dict() for callback in parts.callbacks}
         checkpoint["loggers"] = {key: logger.state_dict() for key, logger in logger_keys(run.loggers)}
         checkpoint["rng"] = capture_rng(run.fabric.device)
         checkpoint["results"] = dict(run.results.state_dict())
         if parts.loop is not None:
+            if parts.loop.optimization.has_gradients:
+                checkpoint["gradients"] = _gradients(module)
+            checkpoint["optimization"] = dict(parts.loop.optimization.state_dict())
             checkpoint["metrics"] = list(parts.loop.book.state_dict())
-            checkpoint["stream"] = dict(parts.loop.stream.state_dict())
+            if (stream := parts.loop.loaders.position()) is not None:
+                checkpoint["stream"] = dict(stream)
     run.hooks.call(None, "on_save_checkpoint", checkpoint)
     return checkpoint
 
@@ -70,11 +74,6 @@ def checkpoint_of(parts: Parts, *, weights_only: bool) -> Checkpoint:
 def logger_keys(loggers: Sequence[Logger]) -> list[tuple[str, Logger]]:
     """Each logger with the key of its state: a run resumed with other loggers mixes nothing up."""
     return [(f"{index}.{type(logger).__name__}", logger) for index, logger in enumerate(loggers)]
-
-
-def last_epoch(run: Run) -> int:
-    """The epoch of the batch trained on last."""
-    return run.progress.epoch - (run.progress.batch == 0 and run.progress.epoch > 0)
 
 
 def restore_model(parts: Parts, checkpoint: Checkpoint) -> None:
@@ -113,6 +112,13 @@ def restore_callbacks(parts: Parts, checkpoint: Checkpoint) -> None:
             callback.load_state_dict(saved)
 
 
+def restore_for_evaluation(parts: Parts, checkpoint: Checkpoint) -> None:
+    """What callbacks bring to an evaluation of a checkpoint, such as averaged weights; their own state stays as it is."""
+    module = parts.run.module
+    for callback in parts.callbacks:
+        callback.on_load_checkpoint(module.trainer, module, dict(checkpoint))
+
+
 def restore_training(parts: Parts, checkpoint: Checkpoint) -> None:
     """What continuing needs besides: optimizers, schedulers, open gradients, accumulators, the position in the data.
 
@@ -124,13 +130,16 @@ def restore_training(parts: Parts, checkpoint: Checkpoint) -> None:
     _require_training_state(checkpoint, optimizers)
     for optimizer, saved in zip(optimizers.optimizers, checkpoint["optimizer_states"], strict=True):
         _load_optimizer(optimizer, saved)
+        if run.progress.global_step:  # a scheduler may step before the next step, and would warn that none came before
+            optimizer.__dict__["_opt_called"] = True
     for schedule, saved in zip(optimizers.schedules, checkpoint["lr_schedulers"], strict=True):
         schedule.scheduler.load_state_dict(saved)
     for name, parameter in run.module.named_parameters():
         if name in checkpoint["gradients"]:
             parameter.grad = checkpoint["gradients"][name].to(parameter.device)
     run.fabric.precision.load_state_dict(checkpoint["precision"])
-    loop.stream.load_state_dict(checkpoint["stream"])  # type: ignore[arg-type]
+    loop.optimization.load_state_dict(checkpoint["optimization"])  # type: ignore[arg-type]
+    loop.loaders.resume(checkpoint["stream"])  # type: ignore[arg-type]
     run.results.load_state_dict(checkpoint["results"])  # type: ignore[arg-type]
     loop.resumed = Resumed(checkpoint["rng"], checkpoint["metrics"])
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import AbstractContextManager
 from typing import Any, Protocol, runtime_checkable
 
+import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
@@ -26,16 +28,17 @@ class Precision(Protocol):
         """Around each forward pass."""
         ...
 
-    def backward(self, loss: Tensor) -> None:
-        """Accumulate gradients of ``loss``, shape ``()``; a precision that scales losses does it here."""
+    def backward(self, loss: Tensor, call: Callable[..., Any] = torch.autograd.backward) -> None:
+        """Accumulate gradients of ``loss``, shape ``()``, by ``call(loss)``; a precision that scales losses does it
+        here."""
         ...
 
     def unscale(self, optimizer: Optimizer) -> None:
-        """Before gradients are read (clipping): make them those of the loss itself."""
+        """Before gradients are read (clipping): make them those of the loss itself. May be called again before the step."""
         ...
 
-    def step(self, optimizer: Optimizer) -> None:
-        """Let the optimizer step."""
+    def step(self, optimizer: Optimizer, closure: Callable[[], Any] | None = None) -> Any:
+        """Let the optimizer step. Returns what it returns."""
         ...
 
     def state_dict(self) -> dict[str, Any]: ...

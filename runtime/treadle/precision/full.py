@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, final
 
@@ -25,14 +26,14 @@ class FullPrecision:
     def autocast(self) -> AbstractContextManager[Any]:
         return self._nothing
 
-    def backward(self, loss: Tensor) -> None:
-        torch.autograd.backward(loss)
+    def backward(self, loss: Tensor, call: Callable[..., Any] = torch.autograd.backward) -> None:
+        call(loss)
 
     def unscale(self, optimizer: Optimizer) -> None:
         pass
 
-    def step(self, optimizer: Optimizer) -> None:
-        optimizer.step()
+    def step(self, optimizer: Optimizer, closure: Callable[[], Any] | None = None) -> Any:
+        return optimizer.step() if closure is None else optimizer.step(closure)
 
     def state_dict(self) -> dict[str, Any]:
         return {}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 
+from treadle import plugins
 from treadle.errors import ConfigError, nearest
 from treadle.strategies.base import Reduction, Strategy
 from treadle.strategies.single import SingleDevice
@@ -20,11 +21,13 @@ def strategy_for(strategy: str | Strategy, device: torch.device) -> Strategy:
     match strategy:
         case "auto" | "single" | "single_device":
             return SingleDevice(device)
+        case str() as name if (provided := plugins.named("treadle.strategies", name)) is not None:
+            return strategy_for(provided(device), device)  # a class or function of an installed package
         case str() as name:
             raise ConfigError(
                 f"strategy={name!r} is unknown.",
-                why="this version trains on one device only.",
-                fix=nearest(name, ["auto", "single"]),
+                why="this version trains on one device only, unless an installed package brings more.",
+                fix=nearest(name, ["auto", "single", *plugins.names("treadle.strategies")]),
             )
         case own:
             if isinstance(own, type) or not isinstance(own, Strategy):

@@ -42,4 +42,9 @@ class Strategy(Protocol):
         """``value`` over all ranks, same shape, on ``device``."""
         ...
 
+    def gather(self, value: Tensor, *, sync_grads: bool) -> Tensor:
+        """``value`` of every rank, stacked in a new first dimension; as it is on one rank. With ``sync_grads``,
+        gradients flow back to each rank."""
+        ...
+
     def barrier(self) -> None: ...

@@ -1,0 +1,15 @@
+"""What ``lightning.pytorch.tuner`` holds: nothing that is here."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from treadle.lightning.names import found
+
+
+def __getattr__(name: str) -> Any:
+    return found(__name__, name, {})
+
+
+def __dir__() -> list[str]:
+    return sorted({})

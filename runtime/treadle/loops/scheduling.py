@@ -1,0 +1,47 @@
+"""Learning rate schedulers: when each of them steps."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Literal
+
+from treadle.errors import ConfigError, nearest
+from treadle.loops.run import Run
+from treadle.module import overrides
+from treadle.optim import Schedule
+
+
+def step_schedules(
+    schedules: Iterable[Schedule], run: Run, *, interval: Literal["epoch", "step"], on_plateau: bool
+) -> None:
+    """Step those that count ``interval`` and are due: those that follow a metric, or the others."""
+    count = run.progress.epoch + 1 if interval == "epoch" else run.progress.global_step
+    for schedule in schedules:
+        if schedule.interval == interval and schedule.on_plateau == on_plateau and count % schedule.frequency == 0:
+            step_schedule(schedule, run)
+
+
+def step_schedule(schedule: Schedule, run: Run) -> None:
+    """Step one, with its metric if it follows one."""
+    metric = None
+    if schedule.on_plateau:
+        known = {**run.results.tensors(), **(run.book.callback_values() if run.book else {})}
+        if schedule.monitor not in known:
+            if schedule.strict:
+                raise _no_metric(schedule, sorted(known))
+            return
+        metric = known[schedule.monitor]
+    if overrides(run.module, "lr_scheduler_step"):
+        run.module.lr_scheduler_step(schedule.scheduler, metric)
+    elif metric is None:
+        schedule.scheduler.step()
+    else:
+        schedule.scheduler.step(float(metric))
+
+
+def _no_metric(schedule: Schedule, known: list[str]) -> ConfigError:
+    return ConfigError(
+        f"a {type(schedule.scheduler).__name__} follows {schedule.monitor!r}, which is not logged.",
+        why=f"known when it should have stepped: {', '.join(known) or 'nothing'}.",
+        fix=nearest(str(schedule.monitor), known) if known else f'self.log("{schedule.monitor}", ...)',
+    )
