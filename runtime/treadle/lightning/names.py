@@ -23,6 +23,7 @@ ROOT: Mapping[str, str] = {
 FABRIC: Mapping[str, str] = {name: ROOT[name] for name in ("Fabric", "seed_everything")}
 UTILITIES: Mapping[str, str] = {
     "CombinedLoader": "treadle.data:CombinedLoader",
+    "grad_norm": "treadle.diagnostics:grad_norm",
     "isolate_rng": "treadle.seeding:isolated_rng",
     "types": "treadle.lightning.pytorch.utilities.types",
 }
@@ -108,8 +109,7 @@ INSTEAD: Mapping[str, str] = {
     # utilities
     "GradClipAlgorithmType": '"norm" or "value"',
     "disable_possible_user_warnings": 'warnings.filterwarnings("ignore", message=r"treadle\\[code\\]")',
-    "grad_norm": "torch.nn.utils.get_total_norm",
-    "measure_flops": "torch.utils.flop_counter.FlopCounterMode",
+    "measure_flops": "treadle.diagnostics.measure_flops",
     "move_data_to_device": "fabric.to_device(batch)",
     "rank_zero_debug": _PRINT,
     "rank_zero_deprecation": _PRINT,
