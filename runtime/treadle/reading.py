@@ -55,6 +55,8 @@ class Readings:
     default_root_dir: Path
     progress: Progress
     datamodule: DataModule | None
+    ckpt_path: Path | None
+    """The checkpoint that the last call loaded."""
     _results: Results
     _run: Run | None
     _parts: Parts | None

@@ -241,6 +241,7 @@ class Trainer(Readings):
         self._logs_hparams = enable_autolog_hparams
         self.progress = Progress()
         self.datamodule: DataModule | None = None
+        self.ckpt_path: Path | None = None
         self._results = Results()
         self._run: Run | None = None
         self._parts: Parts | None = None
@@ -554,7 +555,7 @@ class Trainer(Readings):
     def _load(
         self, parts: Parts, ckpt_path: str | os.PathLike[str] | None, *, resume: bool, verb: str | None = None
     ) -> Checkpoint | None:
-        path = self._find(ckpt_path, resume)
+        path = self.ckpt_path = self._find(ckpt_path, resume)
         if path is None:
             return None
         checkpoint = read(path)
