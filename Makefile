@@ -41,7 +41,7 @@ bundle: $(VENV)/.ready
 
 clean:
 	rm -rf build dist runtime/dist .mypy_cache .pytest_cache .ruff_cache .import_linter_cache
-	find scaffold runtime tests benchmarks -name __pycache__ -type d -prune -exec rm -rf {} +
+	find scaffold runtime tests examples benchmarks -name __pycache__ -type d -prune -exec rm -rf {} +
 
 distclean: clean
 	rm -rf "$(VENV)"

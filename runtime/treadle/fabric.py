@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+import copy
+from collections.abc import Callable, Iterable, Iterator, MutableMapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import fields, is_dataclass
 from typing import Any, Literal
 
 import torch
@@ -89,7 +91,8 @@ class Fabric:
         return self.precision.autocast()
 
     def to_device(self, batch: Any) -> Any:
-        """``batch`` with every tensor in its tuples, lists and dicts on the device, and objects that have ``.to``.
+        """``batch`` with every tensor in its tuples, lists, mappings and dataclasses on the device, and objects that have
+        ``.to``.
 
         Copies from pinned memory don't block. What lies on the device already is not copied.
         """
@@ -176,7 +179,18 @@ def move(batch: Any, device: torch.device) -> Any:
         return kind(*[move(item, device) for item in batch])
     if isinstance(batch, (str, bytes, int, float)) or batch is None:
         return batch
-    return batch.to(device) if hasattr(batch, "to") else batch
+    if hasattr(batch, "to"):
+        return batch.to(device)
+    moved: Any = None
+    if isinstance(batch, MutableMapping):  # OrderedDict, UserDict: of its own type, with what else it keeps
+        moved = copy.copy(batch)
+        for key, item in batch.items():
+            moved[key] = move(item, device)
+    elif is_dataclass(batch) and not isinstance(batch, type):
+        moved = copy.copy(batch)
+        for field in fields(batch):
+            object.__setattr__(moved, field.name, move(getattr(batch, field.name), device))
+    return batch if moved is None else moved
 
 
 def apply(data: Any, function: Callable[[Tensor], Any]) -> Any:

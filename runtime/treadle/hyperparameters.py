@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import json
+from argparse import Namespace
 from collections.abc import Collection, Mapping
 from dataclasses import asdict, is_dataclass
 from os import PathLike
@@ -74,6 +75,9 @@ class HasHyperParameters:
         here = inspect.currentframe()
         if len(values) == 1 and not isinstance(values[0], str):
             found = _as_dict(values[0])
+            arguments = _init_arguments(self, frame or (here.f_back if here else None))
+            names = [name for name, value in arguments.items() if value is values[0]]
+            self.__dict__["_hparams_argument"] = next(iter(names), None)
         else:
             found = _init_arguments(self, frame or (here.f_back if here else None))
             if unknown := set(values) - set(found):
@@ -124,6 +128,8 @@ def _as_dict(values: Any) -> dict[str, Any]:
         return asdict(values)
     if isinstance(values, Mapping):
         return dict(values)
+    if isinstance(values, Namespace):
+        return dict(vars(values))
     raise ConfigError(
         f"save_hyperparameters({values!r}): not a mapping or dataclass.",
         why="hyperparameters have names.",
@@ -149,14 +155,23 @@ def _arguments_of(frame: FrameType) -> dict[str, Any]:
 
 
 def arguments_for(
-    cls: type, saved: Mapping[str, Any], overrides: Mapping[str, Any], path: str | PathLike[str]
+    cls: type,
+    saved: Mapping[str, Any],
+    overrides: Mapping[str, Any],
+    path: str | PathLike[str],
+    as_argument: str | None = None,
 ) -> dict[str, Any]:
     """Arguments to make a ``cls`` again: the saved hyperparameters that its ``__init__`` takes, and ``overrides``.
+
+    Args:
+        as_argument: The argument that was all of them, where ``__init__`` takes them as one.
 
     Raises:
         CheckpointError: An argument without a default is in neither.
     """
     parameters = inspect.signature(cls).parameters
+    if as_argument in parameters:
+        saved = {as_argument: HyperParameters(saved)}  # type: ignore[dict-item]
     takes_any = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
     arguments = {name: value for name, value in saved.items() if takes_any or name in parameters}
     arguments.update(overrides)

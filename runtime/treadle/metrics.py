@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import builtins
 import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -13,7 +14,7 @@ import torch
 from torch import Tensor
 
 from treadle.errors import ConfigError, DataError, ModuleError
-from treadle.metric_objects import find, is_metric, load_metric_state, metric_state, step_value
+from treadle.metric_objects import find, found_again, is_metric, step_value
 
 Number = Tensor | float
 ReduceFx = Literal["mean", "sum", "min", "max"]
@@ -62,10 +63,18 @@ class Options(NamedTuple):
     logger: bool | None = None
     on_step: bool | None = None
     on_epoch: bool | None = None
-    reduce_fx: str = "mean"
+    reduce_fx: Any = "mean"
     sync_dist: bool = False
     add_dataloader_idx: bool = True
     rank_zero_only: bool = False
+
+    def by_name(self) -> Options:
+        """With the name of the reduction, where a function stands for it: ``torch.max`` is ``"max"``."""
+        names = {
+            function: name for name in REDUCTIONS for function in (getattr(torch, name), getattr(builtins, name, None))
+        }
+        name = names.get(self.reduce_fx, self.reduce_fx) if callable(self.reduce_fx) else self.reduce_fx
+        return self._replace(reduce_fx=name)
 
 
 class SlotState(TypedDict):
@@ -74,10 +83,12 @@ class SlotState(TypedDict):
     name: str
     options: list[Any]
     value: Number | None
+    fresh: bool
+    """Logged since the last row."""
     total: Number | None
     weight: Number
-    metric: tuple[str, Any] | None
-    """Of a metric object: the attribute of the module it is, and its state."""
+    metric: str | None
+    """Of a metric object that has gathered something: the attribute of the module that it is."""
 
 
 class Slot:
@@ -85,7 +96,7 @@ class Slot:
 
     __slots__ = (
         *("name", "options", "on_step", "on_epoch", "prog_bar", "logger", "reduce_fx", "sync_dist", "rank_zero_only"),
-        *("loader", "value", "total", "weight", "metric", "attribute", "gathered"),
+        *("loader", "seen_by", "value", "logged_in", "total", "weight", "metric", "gathered"),
     )
 
     def __init__(self, name: str, options: Options, on_step: bool, on_epoch: bool, loader: int | None) -> None:
@@ -93,9 +104,11 @@ class Slot:
         self.prog_bar, self.logger = options.prog_bar, options.logger is not False
         self.reduce_fx, self.sync_dist = options.reduce_fx, options.sync_dist
         self.rank_zero_only = options.rank_zero_only
+        self.seen_by: set[int | None] = set()
+        """The loaders that log it."""
         self.value: Number | None = None
+        self.logged_in = -1  # the step, as the book counts them
         self.metric: Any = None
-        self.attribute = ""
         self.reset()
 
     def reset(self) -> None:
@@ -192,16 +205,26 @@ class Logbook:
         self._owner = owner
         self._slots: dict[tuple[Scope, str], Slot] = {}
         self._fresh: dict[Slot, None] = {}
+        self.outer: Logbook | None = None
+        """Of the stage around this one: of training, while it is validated."""
+        self.muted = False
+        """What is logged now was logged before: a closure runs again."""
+        self._step = 0
         self._by_size: list[tuple[Slot, Number, float]] = []
         self.size_unknown: DataError | None = None
         """The step at hand logged a mean over the epoch, and nobody knows the size of its batch."""
 
     def log(self, name: str, value: Any, options: tuple[Any, ...], batch_size: float | Tensor | None) -> None:
+        if self.muted:
+            return None
         scope = self.scope
-        slot = self._slots.get((scope, name))  # type: ignore[arg-type]
+        try:
+            slot = self._slots.get((scope, name))  # type: ignore[arg-type]
+        except TypeError:  # not hashable, so not a name
+            slot = None
         if slot is None:
-            slot = self._open(name, Options(*options))
-        elif slot.options != options:
+            slot = self._open(name, Options(*options).by_name())
+        elif slot.options != options and slot.options != Options(*options).by_name():
             raise ConfigError(
                 f"self.log({name!r}) was called twice in one hook with different settings.",
                 why="one metric has one meaning: on_step, on_epoch, reduce_fx and the rest stay as first given.",
@@ -214,7 +237,7 @@ class Logbook:
             if value.dim():
                 value = value.reshape(())
         elif not isinstance(value, (int, float)):
-            if is_metric(value):
+            if is_metric(value) and not isinstance(value, type):
                 return self._log_metric(slot, value)
             if not isinstance(value, Real):  # numpy's scalars
                 raise _not_a_number(name, value)
@@ -225,11 +248,14 @@ class Logbook:
                 size = self._size()
                 if scope.on_step:
                     self._by_size.append((slot, value, size))
-            else:
+            elif isinstance(batch_size, Tensor) or (isinstance(batch_size, (int, float)) and batch_size >= 0):
                 size = batch_size
+            else:
+                raise _not_a_size(name, batch_size)
         slot.update(value, size)
         if slot.on_step:
             self._fresh[slot] = None
+            slot.logged_in = self._step
 
     def _size(self) -> float:
         """Of the batch at hand. A training step may still say what it weighs, where nobody knows its size."""
@@ -245,16 +271,33 @@ class Logbook:
         """The object keeps its own running state; it is asked for its value when one is needed, and reset with the
         epoch."""
         if slot.metric is not metric:
+            self._require_own(slot, metric)
             slot.metric = metric
-            slot.attribute = find(self._owner, metric)
         slot.gathered = True
         if slot.on_step:
             self._fresh[slot] = None
+            slot.logged_in = self._step
+
+    def _require_own(self, slot: Slot, metric: Any) -> None:
+        """An object gathers for one loader of one stage; a second one would mix into it, and reset it."""
+        here = [other for other in self.slots() if other.metric is metric and other.loader != slot.loader]
+        there = [other for other in self.outer.slots() if other.metric is metric] if self.outer else []
+        if here or there:
+            raise ConfigError(
+                f"self.log({slot.name!r}) was given a metric object that another loader or stage logs too.",
+                why="it gathers what it is updated with, and is reset when its stage is over.",
+                fix="make one for each: self.train_accuracy, self.val_accuracy, or a ModuleList of them.",
+            )
 
     def start_step(self) -> None:
         """Another training batch begins."""
         self._by_size.clear()
         self.size_unknown = None
+        self._step += 1
+
+    def is_fresh(self, name: str) -> bool:
+        """Whether ``name`` was logged in the step at hand."""
+        return any(s.logged_in == self._step and name in (s.step_name, s.plain_name) for s in self.slots())
 
     def weigh(self, weight: Number) -> None:
         """The training step at hand says what its batch weighs: means over the epoch that took its size take that."""
@@ -308,6 +351,7 @@ class Logbook:
         slot = self._slots.get((shared, name))
         if slot is None:  # else another loader opened it: one reduction over all of them
             slot = self._slots[shared, name] = Slot(name, options, on_step, on_epoch, shared.loader)
+        slot.seen_by.add(scope.loader)
         self._slots[scope, name] = slot
         return slot
 
@@ -347,7 +391,7 @@ class Logbook:
             for slot in self.slots()
             if slot.on_epoch
             if of is None or getattr(slot, of)
-            if loader is None or slot.loader in (None, loader)
+            if loader is None or None in slot.seen_by or loader in slot.seen_by
             if (value := slot.reduced(self._sync)) is not None
         }
 
@@ -371,10 +415,11 @@ class Logbook:
                 loader=scope.loader,
                 name=name,
                 options=list(slot.options),
-                value=slot.value if slot in self._fresh else None,
+                value=slot.value,
+                fresh=slot in self._fresh,
                 total=slot.total,
                 weight=slot.weight,
-                metric=(slot.attribute, metric_state(slot.metric)) if slot.gathered else None,
+                metric=find(self._owner, slot.metric) if slot.gathered else None,
             )
             for (scope, name), slot in self._slots.items()
         ]
@@ -387,12 +432,23 @@ class Logbook:
             slot.value, slot.total = _to(saved["value"], device), _to(saved["total"], device)
             slot.weight = _to(saved["weight"], device)  # type: ignore[assignment]
             if saved["metric"] is not None:
-                slot.attribute, inner = saved["metric"]
-                slot.metric = load_metric_state(self._owner, slot.attribute, inner, device)
+                slot.metric = found_again(self._owner, saved["metric"])
                 slot.gathered = slot.metric is not None
-            if slot.value is not None:
+            if saved["fresh"]:
                 self._fresh[slot] = None
         self.scope = None
+
+
+def as_tensors(values: dict[str, Number]) -> dict[str, Tensor]:
+    """The values as tensors, usable anywhere: in a loss too, where an evaluation in inference mode made them."""
+    return {
+        name: (
+            (value.clone() if value.is_inference() else value)
+            if isinstance(value, Tensor)
+            else torch.tensor(value, dtype=torch.float64)
+        )
+        for name, value in values.items()
+    }
 
 
 def as_floats(values: dict[str, Number]) -> dict[str, float]:
@@ -419,6 +475,14 @@ def _least(a: Number, b: Number) -> Number:
     if isinstance(a, Tensor) or isinstance(b, Tensor):
         return torch.minimum(torch.as_tensor(a), torch.as_tensor(b))
     return min(a, b)
+
+
+def _not_a_size(name: str, size: Any) -> ModuleError:
+    return ModuleError(
+        f"self.log({name!r}, batch_size={size!r}).",
+        why="a mean over an epoch is weighted by the number of samples in each batch.",
+        fix="batch_size=len(x)",
+    )
 
 
 def _not_a_number(name: str, value: Any) -> ModuleError:

@@ -150,7 +150,9 @@ class Module(HasHyperParameters, nn.Module):
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> int | None:
         """Return -1 to skip the rest of the epoch."""
 
-    def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None: ...
+    def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
+        """``outputs``: what ``training_step`` returned, a loss alone as ``{"loss": loss}``, nothing as ``{}``."""
+
     def on_before_zero_grad(self, optimizer: torch.optim.Optimizer) -> None: ...
     def on_before_backward(self, loss: Tensor) -> None: ...
     def on_after_backward(self) -> None: ...
@@ -204,7 +206,8 @@ class Module(HasHyperParameters, nn.Module):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Add what the module needs besides its ``state_dict``: tensors and plain values, under names of its own."""
 
-    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None: ...
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Before the weights are loaded. What it changes in ``checkpoint`` is what is loaded: to rename old weights."""
 
     # --- data, for modules that bring their own ---
 
@@ -276,6 +279,12 @@ class Module(HasHyperParameters, nn.Module):
 
     def log_dict(self, dictionary: Mapping[str, Any], **settings: Any) -> None:
         """``self.log`` for each item of ``dictionary``, with the same settings."""
+        if not hasattr(dictionary, "items"):
+            raise ModuleError(
+                f"self.log_dict was given a {type(dictionary).__name__}.",
+                why="it logs names with their values.",
+                fix='self.log_dict({"loss": loss, "accuracy": accuracy})',
+            )
         for name, value in dictionary.items():
             self.log(name, value, **settings)
 
@@ -297,7 +306,7 @@ class Module(HasHyperParameters, nn.Module):
     @property
     def logger(self) -> Logger | None:
         """The first of the Trainer's loggers; None without any."""
-        return self.trainer.logger
+        return self.trainer.logger if "_trainer" in self.__dict__ else None
 
     @property
     def loggers(self) -> list[Logger]:
@@ -413,12 +422,13 @@ class Module(HasHyperParameters, nn.Module):
 
     @property
     def current_epoch(self) -> int:
-        return self.trainer.current_epoch
+        """The Trainer's; 0 without one."""
+        return self.trainer.current_epoch if "_trainer" in self.__dict__ else 0
 
     @property
     def global_step(self) -> int:
-        """Optimizer steps taken so far in this run."""
-        return self.trainer.global_step
+        """Training steps that updated weights so far in this run; 0 without a Trainer."""
+        return self.trainer.global_step if "_trainer" in self.__dict__ else 0
 
     @property
     def global_rank(self) -> int:
@@ -463,9 +473,9 @@ class Module(HasHyperParameters, nn.Module):
         require_weights_only(weights_only)
         checkpoint = read(Path(checkpoint_path), map_location=map_location)
         saved = checkpoint.get("hyper_parameters", {}) if hparams_file is None else read_hyperparameters(hparams_file)
-        module = cls(**arguments_for(cls, saved, hyperparameters, checkpoint_path))
+        module = cls(**arguments_for(cls, saved, hyperparameters, checkpoint_path, checkpoint.get("hparams_argument")))
         module.configure_model()
-        module.on_load_checkpoint(dict(checkpoint))
+        module.on_load_checkpoint(checkpoint)  # type: ignore[arg-type]  # what it changes there is what is loaded
         load_weights(module, checkpoint, strict=strict)
         return module
 

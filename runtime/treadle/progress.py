@@ -13,6 +13,7 @@ class ProgressState(TypedDict):
     window: int
     global_step: int
     validated: int
+    stepped: bool
     optimizer_steps: list[int]
 
 
@@ -32,6 +33,8 @@ class Progress:
     """Training steps that updated weights, however many optimizers stepped in each."""
     validated: int = -1
     """``batches`` when the last validation ended, or -1."""
+    stepped: bool = False
+    """The batch trained on last updated weights."""
     optimizer_steps: list[int] = field(default_factory=list)
     """Steps of each optimizer."""
 
@@ -48,6 +51,7 @@ class Progress:
             window=self.window,
             global_step=self.global_step,
             validated=self.validated,
+            stepped=self.stepped,
             optimizer_steps=list(self.optimizer_steps),
         )
 

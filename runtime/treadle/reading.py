@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
@@ -18,9 +17,9 @@ from treadle.loggers import Logger
 from treadle.loops.loading import Loaders
 from treadle.loops.manual import ManualOptimization
 from treadle.loops.run import Results, Run
-from treadle.loops.settings import Duration, Rhythm, Stepping
+from treadle.loops.settings import Duration, Limits, Rhythm, Stepping
 from treadle.loops.state import Parts
-from treadle.metrics import as_floats
+from treadle.metrics import as_floats, as_tensors
 from treadle.module import Module
 from treadle.optim import Schedule, TrainerOptimizer
 from treadle.precision import Precision
@@ -43,11 +42,23 @@ class TrainerState:
     """``initializing``, ``running``, ``finished``, ``interrupted`` (by the keyboard) or ``failed``."""
 
 
+class Metrics(dict[str, Tensor]):
+    """What was logged. Nobody would see what is written into this copy."""
+
+    def __setitem__(self, name: str, value: Any) -> None:
+        raise ModuleError(
+            f"callback_metrics[{name!r}] = ... is not how a metric is made.",
+            why="callback_metrics tells what was logged; it is a copy, and is not saved.",
+            fix=f'self.log("{name}", value), in a step or a hook of a batch or an epoch.',
+        )
+
+
 class Readings:
     """The attributes of a Trainer that only tell. ``Trainer`` derives from it, and sets what it reads."""
 
     fabric: Fabric
     duration: Duration
+    limits: Limits
     rhythm: Rhythm
     stepping: Stepping
     callbacks: list[Callback]
@@ -172,6 +183,38 @@ class Readings:
         return self.rhythm.log_every_n_steps
 
     @property
+    def val_check_interval(self) -> Any:
+        return self.rhythm.val_check_interval
+
+    @property
+    def num_sanity_val_steps(self) -> int:
+        return self.rhythm.num_sanity_val_steps
+
+    @property
+    def reload_dataloaders_every_n_epochs(self) -> int:
+        return self.rhythm.reload_dataloaders_every_n_epochs
+
+    @property
+    def limit_train_batches(self) -> int | float:
+        return self.limits.train
+
+    @property
+    def limit_val_batches(self) -> int | float:
+        return self.limits.val
+
+    @property
+    def limit_test_batches(self) -> int | float:
+        return self.limits.test
+
+    @property
+    def limit_predict_batches(self) -> int | float:
+        return self.limits.predict
+
+    @property
+    def overfit_batches(self) -> int | float:
+        return self.limits.overfit
+
+    @property
     def check_val_every_n_epoch(self) -> int | None:
         return self.rhythm.check_val_every_n_epoch
 
@@ -214,11 +257,13 @@ class Readings:
 
     @property
     def callback_metrics(self) -> dict[str, Tensor]:
-        """The newest value of everything logged."""
+        """The newest value of everything logged. A copy: to add to it, ``self.log``."""
         metrics = self._results.tensors()
-        if self._run is not None and self._run.book is not None:
-            metrics.update({name: torch.as_tensor(value) for name, value in self._run.book.newest().items()})
-        return metrics
+        if self._run is not None and (book := self._run.book) is not None:
+            metrics.update(as_tensors(book.newest()))
+            if book.epoch_is_over:
+                metrics.update(as_tensors(book.callback_values()))
+        return Metrics(metrics)
 
     @property
     def logged_metrics(self) -> dict[str, float]:
@@ -236,8 +281,7 @@ class Readings:
     def is_fresh(self, metric: str) -> bool:
         """Whether ``metric`` was found after the batch trained on last."""
         book = self._run.book if self._run is not None else None
-        logged_on_steps = book is not None and metric in book.newest()
-        return logged_on_steps or self._results.is_fresh(metric, self.progress.batches)
+        return (book is not None and book.is_fresh(metric)) or self._results.is_fresh(metric, self.progress.batches)
 
     # --- parts ---
 

@@ -29,10 +29,11 @@ from treadle.arguments import (
 )
 from treadle.callbacks import Callback
 from treadle.callbacks.hooks import Hooks
+from treadle.callbacks.signatures import check as check_signatures
 from treadle.checkpoint import Checkpoint, make_folder, read, write
 from treadle.console import announce, announce_checkpoint, table
 from treadle.data import DataModule
-from treadle.errors import CheckpointError, ModuleError
+from treadle.errors import CheckpointError, ConfigError, ModuleError
 from treadle.fabric import Fabric
 from treadle.loggers import CSVLogger, Logger
 from treadle.loops.evaluate import TEST, VALIDATE, Stage, evaluate, predict
@@ -62,6 +63,7 @@ from treadle.loops.state import (
     restore_training,
     warn_of_changes,
 )
+from treadle.loops.transfer import transfer_for
 from treadle.module import Module, overrides, require_weights_only
 from treadle.optim import Optimizers, read_optimizers, warn_of_step_counting
 from treadle.precision import Precision
@@ -269,7 +271,7 @@ class Trainer(Readings):
             train_dataloaders: A ``DataLoader`` or any iterable of batches; several of them in a list, a dict or a
                 ``CombinedLoader``; or a ``DataModule``. Default: the model's own.
             val_dataloaders: The same for validation; none is fine.
-            datamodule: Brings its loaders, in place of the two.
+            datamodule: Brings its loaders; the two must not be given then.
             ckpt_path: Continue from a checkpoint: a path, ``"last"`` (the newest state of the newest run), ``"best"``, or
                 ``"auto"`` (``"last"`` if there is one, else a new run). The newest state of a run continues that run, in
                 its folder and bit for bit; an older one branches off into a new folder.
@@ -279,8 +281,9 @@ class Trainer(Readings):
             TreadleError: See ``treadle.errors``.
         """
         require_weights_only(weights_only)
-        if isinstance(train_dataloaders, DataModule):
-            train_dataloaders, datamodule = None, train_dataloaders
+        train_dataloaders, datamodule = _split(train_dataloaders, datamodule)
+        if val_dataloaders is not None and datamodule is not None:
+            raise _two_sources()
         self.progress, self._results = Progress(), Results()
         given = {"train": train_dataloaders, "val": val_dataloaders}
         with self._stage("fit", model, datamodule, given) as (parts, loaders):
@@ -366,7 +369,8 @@ class Trainer(Readings):
         require_weights_only(weights_only)
         ckpt_path = self._weights_for(model, ckpt_path)
         loader, datamodule = _split(dataloaders, datamodule)
-        with self._stage("predict", self._model(model), datamodule, {"predict": loader}) as (parts, loaders):
+        given = {"predict": loader}
+        with self._counters_kept(), self._stage("predict", self._model(model), datamodule, given) as (parts, loaders):
             self._load(parts, ckpt_path, resume=False, verb="predict")
             self.fabric.setup(parts.run.module)
             wanted = not takes_each_batch(self.callbacks) if return_predictions is None else return_predictions
@@ -386,8 +390,8 @@ class Trainer(Readings):
         require_weights_only(weights_only)
         ckpt_path = self._weights_for(model, ckpt_path)
         loader, datamodule = _split(dataloaders, datamodule)
-        assert stage.name != "predict"
-        with self._stage(stage.name, self._model(model), datamodule, {kind: loader}) as (parts, loaders):
+        given = {kind: loader}
+        with self._counters_kept(), self._stage(stage.name, self._model(model), datamodule, given) as (parts, loaders):
             _require(parts.run.module, stage.step)
             self._load(parts, ckpt_path, resume=False, verb=stage.name if verbose else None)
             self.fabric.setup(parts.run.module)
@@ -427,6 +431,11 @@ class Trainer(Readings):
                 fix="make room or choose another dirpath, then resume from last.ckpt.",
             ) from error
 
+    def to_device(self, batch: Any, dataloader_idx: int = 0) -> Any:
+        """``batch`` as a step is given it: through the transfer hooks of the data module or the module."""
+        assert self._run is not None, "called outside of fit, validate, test and predict"
+        return transfer_for(self._run, dataloader_idx)(batch)
+
     def init_module(self) -> AbstractContextManager[Any]:
         """Modules made inside have their parameters on the device from the start."""
         return self.fabric.init_module()
@@ -443,8 +452,11 @@ class Trainer(Readings):
         self._take_callbacks_of(module)
         require_unique_keys(self.callbacks)
         self.datamodule, self._continued = datamodule, None
+        if name != "fit":
+            self._results = Results()  # those of the call before are its own
         if datamodule is not None:
             datamodule.__dict__["_trainer"] = self
+        check_signatures(self.callbacks, module, datamodule)
         hooks = Hooks.of(self, self.callbacks, module, self._profiler)
         run = Run(
             fabric=self.fabric,
@@ -477,11 +489,13 @@ class Trainer(Readings):
                 yield self._parts, loaders
         except BaseException as error:
             self._status = "interrupted" if isinstance(error, KeyboardInterrupt) else "failed"
-            if datamodule is not None:
-                datamodule.on_exception(error)
-            hooks.call(None, "on_exception", error)
-            for logger in self.loggers:
-                logger.finalize("failed")
+            with ExitStack() as told:  # as below
+                for logger in reversed(self.loggers):
+                    told.callback(logger.finalize, "failed")
+                for listener in reversed(hooks["on_exception"]):
+                    told.callback(listener, error)
+                if datamodule is not None:
+                    told.callback(datamodule.on_exception, error)
             raise
         finally:
             run.close_book()
@@ -516,6 +530,16 @@ class Trainer(Readings):
             yield
         finally:
             self._profiler.teardown(stage=name)
+
+    @contextmanager
+    def _counters_kept(self) -> Iterator[None]:
+        """An evaluation of a checkpoint is at that one's epoch and step; afterwards a fit's counters are its own again."""
+        before = self.progress.state_dict()
+        try:
+            yield
+        finally:
+            if before["batches"]:
+                self.progress.load_state_dict(before)
 
     def _fit_loop(self, parts: Parts, loaders: Loaders) -> FitLoop:
         run, optimizers = parts.run, parts.optimizers
@@ -563,11 +587,13 @@ class Trainer(Readings):
         if verb is not None and self.is_global_zero:
             announce_checkpoint(verb, path, checkpoint)
         if resume:
+            assert self._loaders is not None
+            self._loaders.asked_at = dict(checkpoint.get("loaders", {}))
             warn_of_changes(parts, checkpoint)
             restore_callbacks(parts, checkpoint)
         else:
             restore_for_evaluation(parts, checkpoint)
-        if resume and "loggers" in checkpoint and is_newest_state(path):
+        if resume and "loggers" in checkpoint and is_newest_state(path) and self._is_among_my_runs(path):
             self._continued = path
             for key, logger in logger_keys(self.loggers):
                 if path.parent.name == FOLDER:
@@ -576,18 +602,32 @@ class Trainer(Readings):
                     logger.load_state_dict(checkpoint["loggers"][key])
         return checkpoint
 
+    def _is_among_my_runs(self, path: Path) -> bool:
+        """Whether a checkpoint in a run's folder is of a run that the logger would write: another name is another run."""
+        files = next((logger for logger in self.loggers if isinstance(logger, CSVLogger)), None)
+        if path.parent.name != FOLDER or files is None:
+            return True
+        return path.parent.parent.parent.resolve() == (files.save_dir / files.name).resolve()
+
     def _find(self, ckpt_path: str | os.PathLike[str] | None, resume: bool) -> Path | None:
+        if ckpt_path is not None and not isinstance(ckpt_path, (str, os.PathLike)):
+            raise ConfigError(
+                f"ckpt_path={ckpt_path!r}.",
+                why="it is a path, or a name.",
+                fix='"last", "best", "auto", or the path of a file.',
+            )
         own = self.checkpoint_callback
         if ckpt_path == "best" and own is not None and own.best_model_path:
             return Path(own.best_model_path)
-        runs = [Path(logger.save_dir) / logger.name for logger in self.loggers if isinstance(logger, CSVLogger)]
         folders = [callback.dirpath for callback in self.checkpoint_callbacks if callback.dirpath is not None]
-        return find(
-            ckpt_path,
-            runs=runs[0] if runs else self.default_root_dir / "runs",
-            own_folders=folders if runs else [*folders, self.default_root_dir / FOLDER],
-            may_start=resume,
-        )
+        files = next((logger for logger in self.loggers if isinstance(logger, CSVLogger)), None)
+        if files is None:
+            runs, folders = self.default_root_dir / "runs", [*folders, self.default_root_dir / FOLDER]
+        elif files.version is None:
+            runs = files.save_dir / files.name
+        else:  # the run has a name: other runs are not it
+            runs, folders = files.log_dir, [*folders, files.log_dir / FOLDER]
+        return find(ckpt_path, runs=runs, own_folders=folders, may_start=resume)
 
     def _weights_for(
         self, model: Module | None, ckpt_path: str | os.PathLike[str] | None
@@ -624,8 +664,22 @@ class Trainer(Readings):
 
 
 def _split(dataloaders: Any, datamodule: DataModule | None) -> tuple[Any, DataModule | None]:
-    """A data module may stand where loaders do."""
+    """A data module may stand where loaders do.
+
+    Raises:
+        ConfigError: There is one already, or loaders besides it.
+    """
+    if dataloaders is not None and datamodule is not None:
+        raise _two_sources()
     return (None, dataloaders) if isinstance(dataloaders, DataModule) else (dataloaders, datamodule)
+
+
+def _two_sources() -> ConfigError:
+    return ConfigError(
+        "loaders and a data module were given.",
+        why="a data module brings the loaders itself.",
+        fix="pass one of them: datamodule=..., or the loaders.",
+    )
 
 
 def _require_objects(function: str, module: Any, datamodule: Any) -> None:

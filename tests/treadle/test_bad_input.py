@@ -78,7 +78,7 @@ class TestAnArgumentOfTheTrainer:
             ("profiler", ["simpel", 3]),
             ("plugins", ["all", 3, [3]]),
             ("accumulate_grad_batches", [0, -1, 1.5, "2", None, {0: 2}]),
-            ("gradient_clip_val", [0, -1.0, "1.0", float("nan")]),
+            ("gradient_clip_val", [-1.0, "1.0", float("nan")]),
             ("gradient_clip_algorithm", ["nrm", None, 2]),
             ("detect_anomaly", ["no", None, 2]),
             ("default_root_dir", [3, ["a"]]),

@@ -1,6 +1,6 @@
 """Fabric alone, in somebody's own loop."""
 
-from collections import namedtuple
+from collections import OrderedDict, UserDict, namedtuple
 from dataclasses import dataclass
 from typing import Any
 
@@ -128,9 +128,15 @@ class Movable:
         return moved
 
 
-@dataclass
 class Opaque:
-    tensor: Tensor
+    def __init__(self, tensor: Tensor) -> None:
+        self.tensor = tensor
+
+
+@dataclass(frozen=True)
+class Sample:
+    first: Tensor
+    name: str
 
 
 class TestMovingABatch:
@@ -156,6 +162,18 @@ class TestMovingABatch:
 
     def test_asks_objects_that_can_move_themselves(self, move: Any) -> None:
         assert move([Movable()])[0].device == "meta"
+
+    def test_keeps_the_type_of_a_mapping(self, move: Any) -> None:
+        """As collate functions return them: an OrderedDict, a UserDict."""
+        for kind in (OrderedDict, UserDict):
+            moved = move(kind({"x": torch.ones(1), "name": "a"}))
+            assert type(moved) is kind
+            assert (moved["x"].device.type, moved["name"]) == ("meta", "a")
+
+    def test_moves_the_fields_of_a_dataclass(self, move: Any) -> None:
+        batch = Sample(torch.ones(1), "a")
+        moved = move(batch)
+        assert (moved.first.device.type, moved.name, batch.first.device.type) == ("meta", "a", "cpu")
 
     def test_leaves_other_objects_alone(self, move: Any) -> None:
         batch = Opaque(torch.ones(1))

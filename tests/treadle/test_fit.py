@@ -352,6 +352,42 @@ class DrawsInValidation(Classifier):
 # --- gradients ---
 
 
+class TestAWindowThatEndsWithTheEpoch:
+    """Of a loader without length: its step comes after the last batch, and is a step like any other."""
+
+    class Logs(Weight):
+        def training_step(self, batch: Tensor) -> Tensor | None:
+            self.log("mean", batch.mean())
+            return super().training_step(batch)
+
+        def configure_gradient_clipping(self, optimizer: Any, *_: Any) -> None:
+            self.log("clipped", 1.0)
+
+    def test_is_logged_validated_and_saved(self, make_trainer: Any) -> None:
+        logger, validated = MemoryLogger(), []
+
+        class Looks(treadle.Callback):
+            def on_validation_end(self, trainer: Any, module: Any) -> None:
+                validated.append(trainer.global_step)
+
+        trainer = make_trainer(
+            logger=logger,
+            callbacks=[Looks(), ModelCheckpoint(every_n_train_steps=2, save_top_k=-1, filename="{step}")],
+            accumulate_grad_batches=2,
+            log_every_n_steps=2,
+            val_check_interval="2 steps",
+            num_sanity_val_steps=0,
+            max_epochs=2,
+        )
+        trainer.fit(self.Logs(), WithoutLength(ones(3)), ones(1))
+        assert [row["step"] for row in logger.rows if "mean" in row] == [1, 3]
+        assert validated == [2, 4]
+        assert sorted(Path(path).name for path in trainer.checkpoint_callback.best_k_models) == [
+            "step=2.ckpt",
+            "step=4.ckpt",
+        ]
+
+
 class TestAccumulation:
     @pytest.mark.parametrize("loader", [list, WithoutLength], ids=["a list", "without length"])
     def test_steps_with_the_mean_of_each_window(self, make_bare: Any, loader: Any) -> None:
@@ -727,14 +763,15 @@ class TestASecondFit:
 
 class TestEvaluationOfACheckpoint:
     def test_leaves_the_callbacks_of_the_fit_alone(self, make_trainer: Any) -> None:
-        """test(ckpt_path="best") loads weights and counters; which checkpoints are kept is not its business."""
+        """test(ckpt_path="best") is of that one's weights and counters; which checkpoints are kept, and where the fit
+        stands, is not its business."""
         trainer, data = make_trainer(max_epochs=3, callbacks=ModelCheckpoint(save_top_k=-1)), Points()
         trainer.fit(Classifier(), datamodule=data)
         kept = trainer.checkpoint_callback.best_k_models
         first = next(iter(kept))
         trainer.test(datamodule=data, ckpt_path=first, verbose=False)
         assert trainer.checkpoint_callback.best_k_models == kept
-        assert trainer.global_step == 5
+        assert trainer.global_step == 15
 
     def test_without_a_model_takes_the_fitted_one_as_it_is(self, make_trainer: Any) -> None:
         trainer, model, data = make_trainer(), Classifier(), Points()

@@ -11,7 +11,7 @@ from torchmetrics import MeanMetric, MetricCollection
 from torchmetrics.classification import BinaryAccuracy, BinaryRecall
 
 import treadle
-from treadle.errors import ModuleError
+from treadle.errors import ConfigError, ModuleError
 from treadle.testing import MemoryLogger
 
 BATCHES = [torch.tensor([float(n)]) for n in range(1, 7)]
@@ -182,3 +182,94 @@ class TestStoppedInsideAnEpoch:
             make_bare(callbacks=Stops()).fit(Elsewhere(None), loader)
         with pytest.warns(treadle.errors.TreadleWarning, match=r"treadle\[metric\]"):
             make_bare().fit(Elsewhere(None), loader, ckpt_path=tmp_path / "here.ckpt")
+
+    @pytest.mark.parametrize("stop", [2, 6])
+    def test_it_is_state_before_it_was_ever_logged(self, make_bare: Any, tmp_path: Path, stop: int) -> None:
+        """Updated in each step, logged at the epoch's end, with attributes of any name: the commonest pattern."""
+
+        class Private:
+            def __init__(self) -> None:
+                self.reset()
+
+            def update(self, value: Tensor) -> None:
+                self._total, self._count = self._total + value.sum(), self._count + 1
+
+            def compute(self) -> Tensor:
+                return self._total / self._count
+
+            def reset(self) -> None:
+                self._total, self._count = torch.zeros(()), 0
+
+        class AtTheEnd(Weight):
+            def training_step(self, batch: Tensor) -> Tensor:
+                self.metric.update(batch)
+                return self.weight * 1.0
+
+            def on_train_epoch_end(self) -> None:
+                self.log("x", self.metric)
+
+        class Stops(treadle.Callback):
+            def on_savepoint(self, trainer: Any, module: Any, final: bool) -> None:
+                if trainer.progress.batches == stop:
+                    trainer.save_checkpoint(tmp_path / "here.ckpt")
+                    raise KeyboardInterrupt
+
+        loader = DataLoader(BATCHES, batch_size=None)  # type: ignore[arg-type]
+        with pytest.raises(KeyboardInterrupt):
+            make_bare(callbacks=Stops()).fit(AtTheEnd(Private()), loader)
+        logger = MemoryLogger()
+        make_bare(logger=logger).fit(AtTheEnd(Private()), loader, ckpt_path=tmp_path / "here.ckpt")
+        assert [row["x"] for row in logger.rows] == [3.5]
+
+
+class TestAStageThatEndsBadly:
+    def test_leaves_nothing_in_the_object(self, make_bare: Any) -> None:
+        """The next one starts anew: after an error, and after a fit that ended inside an epoch."""
+
+        class Fails(Weight):
+            fails = True
+
+            def validation_step(self, batch: Tensor) -> None:
+                self.metric.update(batch)
+                self.log("x", self.metric)
+                if self.fails and float(batch) == 2.0:
+                    raise RuntimeError("here")
+
+        model = Fails(Total())
+        with pytest.raises(RuntimeError, match="here"):
+            make_bare().validate(model, BATCHES, verbose=False)
+        model.fails = False
+        assert make_bare().validate(model, BATCHES, verbose=False) == [{"x": 21.0}]
+        make_bare(max_steps=2).fit(model, BATCHES)
+        assert model.metric.total == 0.0
+
+
+class TestOneObjectForTwo:
+    def test_loaders_is_an_error(self, make_bare: Any) -> None:
+        class Shares(Weight):
+            def validation_step(self, batch: Tensor, batch_idx: int, dataloader_idx: int) -> None:
+                self.metric.update(batch)
+                self.log("x", self.metric)
+
+        with pytest.raises(ConfigError, match="another loader or stage logs too"):
+            make_bare().validate(Shares(Total()), [DataLoader(BATCHES), DataLoader(BATCHES)], verbose=False)  # type: ignore[arg-type]
+
+    def test_stages_is_an_error(self, make_bare: Any) -> None:
+        """Validation would reset what training had gathered."""
+
+        class Shares(Weight):
+            def validation_step(self, batch: Tensor) -> None:
+                self.metric.update(batch)
+                self.log("x", self.metric)
+
+        with pytest.raises(ConfigError, match="another loader or stage logs too"):
+            make_bare().fit(Shares(Total()), BATCHES, BATCHES)
+
+    def test_class_is_no_object(self, make_bare: Any) -> None:
+        class Forgets(Weight):
+            def training_step(self, batch: Tensor) -> Tensor:
+                self.log("x", Total)
+                return self.weight * 1.0
+
+        with pytest.raises(ModuleError, match="was given a type"):
+            make_bare().fit(Forgets(Total()), BATCHES)

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from torch.utils.data import DataLoader, Dataset, IterableDataset, Sampler, WeightedRandomSampler
+from torch.utils.data import DataLoader, Dataset, IterableDataset, Sampler, Subset, WeightedRandomSampler
 
 import treadle
 from treadle.callbacks import EarlyStopping, ModelCheckpoint
@@ -44,6 +44,7 @@ def run(
     module: type[Classifier] = Classifier,
     every: str = "1 step",
     save_top_k: int = 1,
+    own_validation: bool = False,
     **settings: Any,
 ) -> tuple[Classifier, str]:
     """Train with a checkpoint after each batch. Returns the module and its rows."""
@@ -57,7 +58,7 @@ def run(
     ]
     trainer = treadle.Trainer(default_root_dir=root, callbacks=callbacks, **settings)
     try:
-        trainer.fit(model, loader, Points().val_dataloader(), ckpt_path=ckpt_path)
+        trainer.fit(model, loader, None if own_validation else Points().val_dataloader(), ckpt_path=ckpt_path)
     except Killed:
         assert kill_after is not None
     rows = root / "runs/version_0/metrics.csv"
@@ -482,3 +483,68 @@ class TestASchedulerOfEpochs:
         """After an epoch's last batch too, where it steps before the optimizer does: without a warning of torch's."""
         shuffled = TestKilledAfterAnyBatch.shuffled
         assert_resumes_exactly(tmp_path, shuffled, TestKilledAfterAnyBatch.KILLS, module=WithASchedule)
+
+
+class FollowsTheStep(Classifier):
+    """A learning rate that follows the loss of the step, stepped at each epoch's end."""
+
+    def configure_optimizers(self) -> Any:
+        optimizer = super().configure_optimizers()
+        plateau = torch.optim.lr_scheduler.ReduceLROnPlateau(optimizer, patience=0, factor=0.5)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": plateau, "monitor": "train_loss_step"}}
+
+
+class TestTheValueOfAStep:
+    def test_is_there_after_its_row_was_written(self, tmp_path: Path) -> None:
+        """Killed after an epoch's last batch, what follows the value at the epoch's end still finds it."""
+        shuffled = TestKilledAfterAnyBatch.shuffled
+        assert_resumes_exactly(tmp_path, shuffled, TestKilledAfterAnyBatch.KILLS, module=FollowsTheStep)
+
+
+class ShufflesItsValidation(Classifier):
+    """Validates on a random half, drawn when the loader is made and in each pass from a generator that it owns."""
+
+    def val_dataloader(self) -> DataLoader[Any]:
+        indices = torch.randperm(20)[:10].tolist()
+        generator = torch.Generator().manual_seed(1)
+        return DataLoader(Subset(NoisyPoints(), indices), 4, shuffle=True, generator=generator)
+
+    def validation_step(self, batch: Any, batch_idx: int) -> None:
+        if batch_idx == 0:  # of the first batch only, so that the order tells
+            super().validation_step(batch, batch_idx)
+
+
+class TestTheValidationData:
+    def test_are_those_of_the_run_that_never_stopped(self, tmp_path: Path) -> None:
+        """Generators that its loader owns, and what was drawn when it was made, are state too."""
+        shuffled = TestKilledAfterAnyBatch.shuffled
+        assert_resumes_exactly(
+            tmp_path, shuffled, TestKilledAfterAnyBatch.KILLS, module=ShufflesItsValidation, own_validation=True
+        )
+
+
+class TestALoaderThatIsAskedForAgain:
+    def test_draws_the_same_inside_its_epoch(self, tmp_path: Path, make_bare: Any) -> None:
+        """reload_dataloaders_every_n_epochs, and a random subset of the data each time."""
+
+        class Draws(Classifier):
+            def train_dataloader(self) -> DataLoader[Any]:
+                return DataLoader(Subset(NoisyPoints(), torch.randperm(20)[:12].tolist()), 4, shuffle=True)
+
+        class Stops(treadle.Callback):
+            def on_savepoint(self, trainer: Any, module: Any, final: bool) -> None:
+                if trainer.progress.batches == 5:  # of three batches an epoch
+                    trainer.save_checkpoint(tmp_path / "here.ckpt")
+                    raise KeyboardInterrupt
+
+        settings = {"max_epochs": 3, "reload_dataloaders_every_n_epochs": 1}
+        treadle.seed_everything(1)
+        whole = Draws()
+        make_bare(**settings).fit(whole)
+        treadle.seed_everything(1)
+        with pytest.raises(KeyboardInterrupt):
+            make_bare(callbacks=Stops(), **settings).fit(Draws())
+        resumed = Draws()
+        make_bare(**settings).fit(resumed, ckpt_path=tmp_path / "here.ckpt")
+        assert resumed.seen == whole.seen[5:]
+        assert same_weights(resumed, whole)

@@ -387,7 +387,7 @@ class TestAPredictionWriter:
         make_bare(callbacks=writer).predict(Weight(), THREE, return_predictions=False)
         ((predictions, indices),) = writer.epochs
         assert [prediction.tolist() for prediction in predictions] == [[0.0, 2.0], [4.0]]
-        assert indices == [[0, 1], [2]]
+        assert indices == [[[0, 1], [2]]]
         assert writer.batches == []
 
     def test_is_given_both(self, make_bare: Any) -> None:
@@ -430,7 +430,7 @@ class TestAPredictionWriter:
         with pytest.raises(Stop):
             trainer.predict(module, THREE)
         trainer.predict(module, THREE)
-        assert [indices for _, indices in writer.epochs] == [[[0, 1], [2]]]
+        assert [indices for _, indices in writer.epochs] == [[[[0, 1], [2]]]]
 
     def test_by_batches_keeps_none(self, make_bare: Any) -> None:
         writer = Collects("batch")

@@ -70,4 +70,5 @@ def carry_out(trainer: Trainer, savings: Sequence[Saving]) -> None:
         raise
     if trainer.is_global_zero:
         for path in (path for saving in savings for path in saving.displaced):
-            path.unlink(missing_ok=True)
+            if path != trainer.ckpt_path:  # which the user named to start from
+                path.unlink(missing_ok=True)

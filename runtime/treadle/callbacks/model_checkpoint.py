@@ -239,7 +239,7 @@ class ModelCheckpoint(Callback):
     def _saving(self, trainer: Trainer, final: bool) -> Saving | None:
         """What to save at this savepoint; None for nothing."""
         progress = trainer.progress
-        due = self._timing.due(progress)
+        due = self._timing.due(progress) or (final and progress.batch > 0 and self._timing.every is None)
         if not (due or final) or self._timing.is_saved(progress):
             return None
         self._timing.saved(progress)
@@ -259,18 +259,24 @@ class ModelCheckpoint(Callback):
         """The name under which this state is kept and those it displaces; None if it isn't kept."""
         score = None
         if self.monitor is not None:
-            if self.monitor not in trainer.callback_metrics:
+            known: dict[str, Any] = {**trainer.callback_metrics, **self._counters(trainer)}
+            if self.monitor not in known:
                 if trainer.progress.validated < 0 and trainer.num_val_batches:
                     return "", None  # validation has yet to run for the first time
-                raise no_metric(self.monitor, sorted(trainer.callback_metrics))
-            if not trainer.is_fresh(self.monitor):
+                raise no_metric(self.monitor, sorted(known))
+            if self.monitor not in self._counters(trainer) and not trainer.is_fresh(self.monitor):
                 return "", None
-            score = self.current_score = float(trainer.callback_metrics[self.monitor])
+            score = self.current_score = float(known[self.monitor])
         name = self._name(trainer)
         return name, self._retention.admit(name, score)
 
+    @staticmethod
+    def _counters(trainer: Trainer) -> dict[str, int]:
+        """To name files by, or to keep the newest by."""
+        return {"epoch": trainer.last_epoch, "step": trainer.global_step}
+
     def _name(self, trainer: Trainer) -> str:
-        values = {**trainer.callback_metrics, "epoch": trainer.last_epoch, "step": trainer.global_step}
+        values = {**trainer.callback_metrics, **self._counters(trainer)}
         name = format_name(self.filename, values, with_names=self.auto_insert_metric_name)
         unique, counter = f"{name}{self.FILE_EXTENSION}", 0
         while self._is_anothers(unique) or (self.enable_version_counter and self._is_taken(unique)):

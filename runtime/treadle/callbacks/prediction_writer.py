@@ -74,7 +74,7 @@ class BasePredictionWriter(Callback):
 
         Args:
             predictions: One for each batch, on the CPU; with several loaders, a list of these for each.
-            batch_indices: The same for the indices of their samples.
+            batch_indices: For each loader, also where there is one, a list with the indices of each batch's samples.
         """
 
     def on_predict_epoch_start(self, trainer: Trainer, module: Module) -> None:
@@ -95,7 +95,7 @@ class BasePredictionWriter(Callback):
             return
         predictions, indices = list(self._predictions.values()), list(self._indices.values())
         if _loaders(trainer) == 1:
-            predictions, indices = predictions[0], indices[0]  # type: ignore[assignment]
+            predictions = predictions[0]
         self.write_on_epoch_end(trainer, module, predictions, indices)
         self._forget()
 

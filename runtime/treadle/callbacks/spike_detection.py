@@ -168,7 +168,7 @@ class SpikeDetection(Callback):
 def _loss(outputs: Any) -> Tensor | None:
     """A copy of the loss, on its device: what the step returned may be overwritten before it is read."""
     loss = outputs.get("loss") if isinstance(outputs, Mapping) else outputs
-    if loss is None and outputs is None:
+    if loss is None and not outputs:  # the batch was skipped, or a module that optimizes manually returned nothing
         return None
     if not isinstance(loss, Tensor) or loss.numel() != 1:
         raise ModuleError(

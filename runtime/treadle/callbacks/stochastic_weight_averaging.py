@@ -225,7 +225,7 @@ class StochasticWeightAveraging(Callback):
                     layer.reset_running_stats()
                     layer.momentum = None  # the mean of all batches
                 for batch in batches:
-                    self._forward(module, trainer.fabric.to_device(batch))
+                    self._forward(module, trainer.to_device(batch))
             finally:
                 batches.close()
                 for layer, momentum in zip(layers, momenta, strict=True):

@@ -72,7 +72,7 @@ class Average:
 
     def update(self, module: nn.Module) -> None:
         """Take in the weights of now. Tensors may have been replaced since the last update, their names may not."""
-        with torch.no_grad():
+        with torch.inference_mode(False), torch.no_grad():
             if self._names:
                 self.rule(self._tensors, self._weights(module), self.updates)
             else:
@@ -265,7 +265,7 @@ class WeightAveraging(Callback):
         self._follow_step(trainer, module)
 
     def on_train_epoch_end(self, trainer: Trainer, module: Module) -> None:
-        self._follow_step(trainer, module)  # one that an epoch's end made of what was left of an accumulation window
+        self._follow_step(trainer, module)
         if not self._breaks_off and self.should_update(epoch_idx=trainer.current_epoch):
             self._average.update(module)
 
@@ -278,6 +278,8 @@ class WeightAveraging(Callback):
     # --- evaluating ---
 
     def on_validation_start(self, trainer: Trainer, module: Module) -> None:
+        if trainer.state.fn == "fit" and not trainer.sanity_checking:
+            self._follow_step(trainer, module)  # at an epoch's end, one of what was left of an accumulation window
         self._swap_in(module)
 
     def on_test_start(self, trainer: Trainer, module: Module) -> None:

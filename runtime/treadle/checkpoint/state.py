@@ -31,6 +31,8 @@ class Weights(TypedDict):
 class Checkpoint(Weights, total=False):
     """And what continuing the run takes besides."""
 
+    hparams_argument: str
+    """The argument of ``__init__`` that was all hyperparameters in one."""
     optimizer_states: list[dict[str, Any]]
     lr_schedulers: list[dict[str, Any]]
     gradients: dict[str, Tensor]
@@ -43,10 +45,16 @@ class Checkpoint(Weights, total=False):
     datamodule_hyper_parameters: dict[str, Any]
     metrics: list[Any]
     """Accumulators of ``self.log`` in the running epoch."""
+    metric_objects: dict[str, Any]
+    """What the module's metric objects have gathered, by attribute."""
+    loaders: dict[str, RNGState]
+    """The generators when loaders were asked for, by kind."""
     results: dict[str, Any]
     """The newest value of every metric."""
     stream: dict[str, Any]
     """Where the training data stands."""
+    validation: list[dict[str, Any]]
+    """The generators that the validation loaders own."""
     rng: RNGState
 
 

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, TextIO, final
 
-from treadle.errors import CheckpointError
+from treadle.errors import CheckpointError, ConfigError
 
 
 @final
@@ -39,6 +39,11 @@ class CSVLogger:
         self._started = False
 
     @property
+    def version(self) -> int | str | None:
+        """As it was given."""
+        return self._version
+
+    @property
     def log_dir(self) -> Path:
         if self._folder is None:
             version = _next_version(self.save_dir / self.name) if self._version is None else self._version
@@ -50,7 +55,17 @@ class CSVLogger:
         return self.log_dir / "metrics.csv"
 
     def start_run(self) -> None:
-        """Take the next free folder, unless this is the first run or the folder was given by ``version``."""
+        """Take the next free folder, unless this is the first run or the folder was given by ``version``.
+
+        Raises:
+            ConfigError: The folder that was given has another run's rows.
+        """
+        if self._version is not None and not self._rows and not self._started and self.path.exists():
+            raise ConfigError(
+                f"{self.path} is there already.",
+                why="a run that continues nothing has a folder of its own; its rows would mix with those of another.",
+                fix='ckpt_path="auto" to continue that run, another version, or remove the folder.',
+            )
         if self._started and self._version is None:
             self._close()
             self._folder, self._columns, self._rows = None, [], 0

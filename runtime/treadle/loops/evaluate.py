@@ -59,6 +59,7 @@ def evaluate(
         return [{} for _ in streams]
     outer = run.book, run.stage
     book = run.new_book(lambda: 1)
+    book.outer = run.book
     run.open_book(book, state or stage.name)
     call = run.hooks.call
     with evaluating(run, stage):
@@ -66,6 +67,7 @@ def evaluate(
         call(book, f"on_{stage.hooks}_epoch_start")
         for _ in steps(run, stage, streams, book, keep):
             pass
+        book.epoch_is_over = True
         call(book, f"on_{stage.hooks}_epoch_end")
         several = len(streams) > 1
         values = [book.epoch_values(loader=index if several else None) for index in range(len(streams))]
@@ -73,9 +75,9 @@ def evaluate(
             run.results.keep(book, run.progress.batches)
             run.write(book.epoch_values(of="logger"), step=max(run.progress.global_step - 1, 0))
         found = [as_floats(of_loader) for of_loader in values]
-        book.reset()  # metric objects are the module's, and go on with the next evaluation
         book.scope = None
         call(None, f"on_{stage.hooks}_end")
+    book.reset()  # metric objects are the module's, and go on with the next evaluation
     _reopen(run, outer)
     return found
 

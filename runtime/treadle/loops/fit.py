@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
 
-import torch
+from torch import Tensor
 
 from treadle.callbacks.hooks import profiled
 from treadle.data.stream import Batches, evaluation_streams, no_batch
-from treadle.errors import warn
+from treadle.errors import ModuleError, warn
 from treadle.loops.evaluate import VALIDATE, evaluate
 from treadle.loops.loading import Loaders
 from treadle.loops.optimization import Optimization
@@ -20,6 +20,7 @@ from treadle.loops.scheduling import step_schedules
 from treadle.loops.settings import Duration, Rhythm, Stepping
 from treadle.loops.transfer import transfer_for
 from treadle.loops.validating import ValidationRhythm
+from treadle.metric_objects import load_metric_states
 from treadle.metrics import Logbook, SlotState, scope_of
 from treadle.optim import Schedule
 from treadle.seeding import RNGState, isolated_rng, restore_rng
@@ -31,11 +32,13 @@ class Resumed:
 
     rng: RNGState
     metrics: Sequence[SlotState]
+    metric_objects: dict[str, dict[str, Any]]
 
-    def restore(self, book: Logbook, device: torch.device) -> None:
+    def restore(self, book: Logbook, run: Run) -> None:
         """Put generators and accumulators back, whatever hooks have drawn and logged since."""
         restore_rng(self.rng)
-        book.load_state_dict(self.metrics, device)
+        book.load_state_dict(self.metrics, run.fabric.device)
+        load_metric_states(run.module, self.metric_objects, run.fabric.device)
 
 
 @dataclass
@@ -57,6 +60,8 @@ class FitLoop:
     stepping: Stepping
     resumed: Resumed | None = None
     """For a resumed run: what hooks of its start must leave no trace in."""
+    _validated_at: float | None = None
+    """On the clock of ``ValidationRhythm``, which is made anew with new loaders."""
 
     def __call__(self) -> None:
         """
@@ -88,7 +93,7 @@ class FitLoop:
             for each batch that is left in the epoch:
                 train on it
                 log, if it is time to
-                validate, if it is time to
+                validate, if it is time to or somebody asked to stop
                 savepoint
             close the epoch
         """
@@ -114,20 +119,25 @@ class FitLoop:
             outputs = train(batch, index, planned, closes)
             progress.batch += 1
             progress.batches += 1
+            if progress.batch == stream.length and self.schedules:
+                step_schedules(self.schedules, run, interval="epoch", on_plateau=False)
             if batch_ends:
-                book.scope = end_scope
+                book.scope, told = end_scope, as_mapping(outputs)
                 for listener in batch_ends:
-                    listener(outputs, batch, index)
-            stepped = progress.global_step != taken
+                    listener(told, batch, index)
+            outputs = told = batch = loaded = None  # their memory is free while validation runs
+            stepped = progress.stepped = progress.global_step != taken
             if stepped:
                 taken = progress.global_step
                 if taken % log_every == 0:
                     run.write(book.take_step_row(), step=taken - 1)
-            if validation.inside and validation.after_batch(progress, stepped=stepped):
-                self.validate()
-            if stepped and self.schedules:
-                step_schedules(self.schedules, run, interval="step", on_plateau=True)
             stops = self.should_stop() and stream.consumed != stream.length
+            asked = stops and run.should_stop and progress.validated != progress.batches
+            if asked or (validation.inside and validation.after_batch(progress, stepped=stepped)):
+                self.validate()
+            if stepped and self.schedules and progress.batch != stream.length:
+                step_schedules(self.schedules, run, interval="step", on_plateau=True)
+            stops = stops or (self.should_stop() and stream.consumed != stream.length)
             book.scope = None
             for listener in savepoints:
                 listener(stops)
@@ -141,8 +151,11 @@ class FitLoop:
         """The training data, and what depends on how much there is."""
         self.stream: Batches = self.loaders.train
         self.book.batch_size = self.stream.batch_size
-        self.validation = ValidationRhythm(self.rhythm, self.stream.length)
+        self.validation = ValidationRhythm(self.rhythm, self.stream.length, self._validated_at)
         self._opened_in = self.run.progress.epoch
+        self._started_at = -1
+        if self._validated_at is None:
+            self._validated_at = self.validation.validated()
 
     def start_epoch(self) -> Iterable[Any]:
         """The batches that are left of the epoch. In a resumed run, hooks that run again leave no trace: those of the
@@ -150,14 +163,15 @@ class FitLoop:
         run, resumed, inside = self.run, self.resumed, self.stream.consumed > 0
         self.resumed = None
         if resumed is not None and not inside:
-            resumed.restore(self.book, run.fabric.device)
+            resumed.restore(self.book, run)
         if not inside:
             self.reload(again=resumed is not None)
         run.hooks.call(self.book, "on_train_epoch_start")
         self.stream.set_epoch(run.progress.epoch)
         batches = iter(self.stream)
         if resumed is not None and inside:
-            resumed.restore(self.book, run.fabric.device)
+            resumed.restore(self.book, run)
+        self._started_at = -1 if inside else run.progress.global_step  # of an epoch seen from its start
         return batches if run.profiler is None else _profiled_batches(run, batches)
 
     def reload(self, *, again: bool) -> None:
@@ -173,19 +187,24 @@ class FitLoop:
         ::
 
             step on what is left of an accumulation window
+            step schedulers, if the last batch was not known to be the last
             validate, if it is time to
-            step schedulers
-            tell hooks; log the epoch's metrics; step schedulers that follow one
+            step schedulers that count steps and follow a metric
+            tell hooks; log the epoch's metrics; step schedulers that count epochs and follow one
             savepoint
         """
         run, progress = self.run, self.run.progress
         if progress.window:
-            self.optimization.close_window(self.window(progress.batch - 1)[0], progress.batch - 1)
+            self.close_window()
+        ended_as_known = progress.batch == self.stream.length
+        if not ended_as_known:
+            step_schedules(self.schedules, run, interval="epoch", on_plateau=False)
         if self.validation.after_epoch(progress) and progress.validated != progress.batches:
             self.validate()
-        if progress.batch and not progress.global_step:
-            warn("no-step", f"epoch {progress.epoch} took no optimizer step: {self.why_no_step()}")
-        step_schedules(self.schedules, run, interval="epoch", on_plateau=False)
+        if progress.global_step == self._started_at:
+            self.tell_of_no_step()
+        if ended_as_known and progress.stepped:
+            step_schedules(self.schedules, run, interval="step", on_plateau=True)
         self.end_epoch_hooks()
         step_schedules(self.schedules, run, interval="epoch", on_plateau=True)
         self.book.reset()
@@ -196,6 +215,24 @@ class FitLoop:
         self.book.scope = None
         for listener in run.hooks["on_savepoint"]:
             listener(final)
+
+    def close_window(self) -> None:
+        """The epoch ends inside an accumulation window, which nobody could know before or a hook decided: step on what
+        there is, with everything that follows a step."""
+        run, progress = self.run, self.run.progress
+        taken = progress.global_step
+        self.book.scope = scope_of("training_step")
+        self.optimization.close_window(self.window(progress.batch - 1)[0], progress.batch - 1)
+        if progress.global_step == taken:
+            return
+        if progress.global_step % self.rhythm.log_every_n_steps == 0:
+            run.write(self.book.take_step_row(), step=taken)
+        if self.validation.inside and self.validation.after_step(progress):
+            self.validate()
+        step_schedules(self.schedules, run, interval="step", on_plateau=True)
+        self.book.scope = None
+        for listener in run.hooks["on_savepoint"]:
+            listener(False)
 
     def finish_epoch(self) -> None:
         """A resumed run was over when its last batch was saved: what follows that savepoint is still to do."""
@@ -220,10 +257,25 @@ class FitLoop:
             run.results.keep(self.book, progress.batches)  # the next may follow what this one logged
         run.write(self.book.epoch_values(of="logger"), step=max(progress.global_step - 1, 0))
 
-    def why_no_step(self) -> str:
-        if self.run.module.automatic_optimization:
-            return "training_step returned None for every batch."
-        return "in manual optimization, training_step calls step() of what self.optimizers() returns."
+    def tell_of_no_step(self) -> None:
+        """
+        Raises:
+            ModuleError: Only steps can end the run.
+        """
+        epoch = self.run.progress.epoch
+        why = (
+            "training_step returned None for every batch, or a hook skipped them all."
+            if self.run.module.automatic_optimization
+            else "in manual optimization, training_step calls step() of what self.optimizers() returns."
+        )
+        if self.duration.epochs == float("inf") and self.duration.steps != float("inf"):
+            raise ModuleError(
+                f"epoch {epoch} took no optimizer step, and only max_steps={self.duration.max_steps} would end the run.",
+                why=why,
+                fix="look at what training_step returns, or set max_epochs.",
+            )
+        if self.run.progress.batch and not self.run.progress.global_step:
+            warn("no-step", f"epoch {epoch} took no optimizer step: {why}")
 
     def window(self, index: int) -> tuple[int, bool]:
         """How many batches are in the accumulation window of batch ``index``, and whether it closes it. The last
@@ -242,7 +294,7 @@ class FitLoop:
             run.results.keep_steps(self.book, run.progress.batches)
             evaluate(run, VALIDATE, streams)
             run.progress.validated = run.progress.batches
-        self.validation.validated()
+        self._validated_at = self.validation.validated()
 
     def sanity_check(self) -> None:
         """Validate a few batches, and leave no trace: no row, no result, no random number drawn."""
@@ -279,6 +331,17 @@ class FitLoop:
 
     def is_over(self) -> bool:
         return self.should_stop() or self.run.progress.epoch >= self.duration.epochs or self.stream.length == 0
+
+
+def as_mapping(outputs: Any) -> Any:
+    """What ``training_step`` returned, as hooks are given it: a mapping with the loss, which needs its graph no more."""
+    if isinstance(outputs, Tensor):
+        return {"loss": outputs.detach()}
+    if outputs is None:
+        return {}
+    if isinstance(outputs, Mapping) and isinstance(loss := outputs.get("loss"), Tensor):
+        return {**outputs, "loss": loss.detach()}
+    return outputs
 
 
 def _profiled_batches(run: Run, batches: Iterable[Any]) -> Iterator[Any]:

@@ -9,7 +9,7 @@ from treadle.data.stream import Batches, StreamState, evaluation_streams, traini
 from treadle.errors import ModuleError
 from treadle.loops.settings import Limits
 from treadle.module import Module, overrides
-from treadle.seeding import isolated_rng
+from treadle.seeding import RNGState, capture_rng, isolated_rng, restore_rng
 
 METHODS = {
     "train": "train_dataloader",
@@ -34,7 +34,10 @@ class Loaders:
         self.module, self.datamodule, self.given, self.limits = module, datamodule, given, limits
         self.ready = False
         """The data are set up: loaders may be asked for."""
+        self.asked_at: dict[str, RNGState] = {}
+        """The generators when loaders were asked for: in a resumed run the user's code draws the same for them."""
         self._resume: StreamState | None = None
+        self._resume_val: list[StreamState] = []
         self.streams: dict[str, list[Batches]] = {}
         self._loaders: dict[str, Any] = {}
 
@@ -50,10 +53,12 @@ class Loaders:
             self.streams["train"] = [stream]
         return self.streams["train"][0]
 
-    def resume(self, state: StreamState) -> None:
-        """The training data stood there when the run was saved."""
-        self._resume = state
+    def resume(self, train: StreamState, val: list[StreamState]) -> None:
+        """The data stood there when the run was saved."""
+        self._resume, self._resume_val = train, val
         for stream in self.streams.get("train", []):
+            stream.load_state_dict(train)
+        for stream, state in zip(self.streams.get("val", []), val, strict=False):
             stream.load_state_dict(state)
 
     def position(self) -> StreamState | None:
@@ -77,12 +82,19 @@ class Loaders:
         if kind not in self.streams:
             with isolated_rng():  # in a resumed run they are made at another moment
                 loader = self._loader(kind)
-            self.streams[kind] = list(evaluation_streams(loader, limit=self.limits.of(kind), name=f"the {kind} loader"))
+            streams = evaluation_streams(loader, limit=self.limits.of(kind), name=f"the {kind} loader")
+            if kind == "val" and len(streams) == len(self._resume_val):
+                for stream, state in zip(streams, self._resume_val, strict=True):
+                    stream.load_state_dict(state)
+            self.streams[kind] = streams
         return self.streams[kind]
 
     def forget(self, kind: str) -> None:
         """The next to need it makes it anew, if it is not one that was passed."""
+        if kind == "val":
+            self._resume_val = []
         self._resume = None
+        self.asked_at.pop(kind, None)
         for stream in self.streams.pop(kind, []):
             stream.close()
         self._loaders.pop(kind, None)
@@ -106,6 +118,10 @@ class Loaders:
     def _loader(self, kind: str) -> Any:
         loader = self.given.get(kind)
         if loader is None:
+            if kind in self.asked_at:
+                restore_rng(self.asked_at[kind])
+            else:
+                self.asked_at[kind] = capture_rng()
             source = self.module if self.datamodule is None else self.datamodule
             loader = getattr(source, METHODS[kind])()
             if loader is None:

@@ -10,6 +10,7 @@ from typing import Any, final
 import torch
 from torch import Tensor
 
+from treadle.errors import ModuleError
 from treadle.loops.optimization import OptimizationState, scale_gradients, watched
 from treadle.loops.run import Run
 from treadle.loops.scheduling import step_schedule
@@ -42,13 +43,13 @@ class ManualOptimization:
         """The optimizers whose ``step`` was called in this batch."""
         self._waiting: set[int] = set()
         """Those that step when the window closes."""
-        self._dirty: set[int] = set()
-        """Those whose parameters have gradients that no step has used."""
+        self._minimized: set[int] = set()
+        """Those of the waiting that step() was given a loss for: their schedulers are ours to step."""
         self._updated = False
 
     @property
     def has_gradients(self) -> bool:
-        return bool(self._dirty)
+        return True  # what the module means to do with those that are there, only it knows
 
     def train(self, batch: Any, batch_idx: int, planned: int, closes: bool) -> Any:
         """
@@ -75,6 +76,8 @@ class ManualOptimization:
         for optimizer in self.wrapped:
             if optimizer.index in self._waiting:
                 self._step(optimizer, None, self.progress.window)
+            if optimizer.index in self._minimized:
+                self._step_schedules(optimizer)
         self.progress.window = 0
         self._count()
 
@@ -87,26 +90,37 @@ class ManualOptimization:
         call = self.run.hooks.call
         call(self.book, "on_before_backward", loss)
         self._backward(loss, partial(self._call_backward, *arguments, **settings) if arguments or settings else None)
-        self._dirty.update(range(len(self.wrapped)))
         call(self.book, "on_after_backward")
         self.book.scope = self._scope
 
     def step(self, optimizer: TrainerOptimizer, closure: Callable[[], Any] | None, loss: Tensor | None) -> Any:
         if loss is not None:
             return self._minimize(optimizer, loss)
-        self._asked.add(optimizer.index)
+        self._ask(optimizer)
         if not self._closes:
             self._waiting.add(optimizer.index)
             return None if closure is None else closure()
         return self._step(optimizer, closure, self.progress.window + 1)
 
+    def _ask(self, optimizer: TrainerOptimizer) -> None:
+        """
+        Raises:
+            ModuleError: For the second time in a batch, of a window of several.
+        """
+        if optimizer.index in self._asked and self.settings.accumulate_grad_batches > 1:
+            raise ModuleError(
+                f"the optimizer {optimizer.index} was to step twice in one batch, with accumulate_grad_batches > 1.",
+                why="in a window of batches each optimizer gathers one gradient, and steps once.",
+                fix="accumulate_grad_batches=1, or one step() in a batch.",
+            )
+        self._asked.add(optimizer.index)
+
     def zero_grad(self, optimizer: TrainerOptimizer, set_to_none: bool) -> None:
         acts = self._closes if optimizer.index in self._asked else self.progress.window == 0
         if acts:
-            self.run.hooks.call(self.book, "on_before_zero_grad", optimizer)
+            self.run.hooks.call(self.book, "on_before_zero_grad", optimizer.optimizer)
             self.book.scope = self._scope
             optimizer.optimizer.zero_grad(set_to_none)
-            self._dirty.discard(optimizer.index)
 
     @contextmanager
     def _toggled(self, optimizer: TrainerOptimizer, quiet: AbstractContextManager[Any]) -> Iterator[None]:
@@ -123,18 +137,22 @@ class ManualOptimization:
         """Clear, backward, clip, step, schedule: all of one optimizer's part of a batch."""
         if self.progress.window == 0:
             optimizer.zero_grad()
+        self._ask(optimizer)
         own = list(optimizer.parameters())
         call = self.run.hooks.call
         call(self.book, "on_before_backward", loss)
         self._backward(loss, partial(torch.autograd.backward, inputs=own))
-        self._dirty.add(optimizer.index)
         call(self.book, "on_after_backward")
         self.book.scope = self._scope
-        self._asked.add(optimizer.index)
         if not self._closes:
             self._waiting.add(optimizer.index)
+            self._minimized.add(optimizer.index)
             return
         self._step(optimizer, None, self.progress.window + 1)
+        self._step_schedules(optimizer)
+
+    def _step_schedules(self, optimizer: TrainerOptimizer) -> None:
+        self._minimized.discard(optimizer.index)
         for schedule in self.schedules:
             belongs = getattr(schedule.scheduler, "optimizer", None) is optimizer.optimizer
             count = self.progress.optimizer_steps[optimizer.index]
@@ -167,7 +185,6 @@ class ManualOptimization:
         else:
             result = precision.step(optimizer.optimizer, finished)
         self._waiting.discard(optimizer.index)
-        self._dirty.discard(optimizer.index)
         self.progress.optimizer_steps[optimizer.index] += 1
         self._updated = True
         self.book.scope = self._scope
@@ -178,14 +195,14 @@ class ManualOptimization:
         listeners = self.run.hooks["on_before_optimizer_step"]
         if clips or listeners:
             self.run.fabric.precision.unscale(optimizer.optimizer)
-        self.run.hooks.call(self.book, "on_before_optimizer_step", optimizer)
+        self.run.hooks.call(self.book, "on_before_optimizer_step", optimizer.optimizer)
         if clips:
             self.module.configure_gradient_clipping(
-                optimizer, self.settings.gradient_clip_val, self.settings.gradient_clip_algorithm
+                optimizer.optimizer, self.settings.gradient_clip_val, self.settings.gradient_clip_algorithm
             )
 
     def state_dict(self) -> OptimizationState:
-        return OptimizationState(weight=None, waiting=sorted(self._waiting), dirty=sorted(self._dirty))
+        return OptimizationState(weight=None, waiting=sorted(self._waiting), minimized=sorted(self._minimized))
 
     def load_state_dict(self, state: OptimizationState) -> None:
-        self._waiting, self._dirty = set(state["waiting"]), set(state["dirty"])
+        self._waiting, self._minimized = set(state["waiting"]), set(state["minimized"])

@@ -28,8 +28,8 @@ class OptimizationState(TypedDict):
     """The sum of the weights of the batches in an open window; None if they have none."""
     waiting: list[int]
     """Manual optimization: the optimizers that step when the window closes ..."""
-    dirty: list[int]
-    """... and those with gradients that no step has used."""
+    minimized: list[int]
+    """... and those of them whose schedulers step then, too."""
 
 
 class Optimization(Protocol):
@@ -170,6 +170,7 @@ class AutomaticOptimization:
             calls += 1
             if not before:
                 self.progress.window = 0
+            self.book.muted = calls > 1
             outputs = self.accumulate(batch, batch_idx, planned, closes=True)
             if not self.progress.window:
                 if self._needs_closure:
@@ -183,7 +184,10 @@ class AutomaticOptimization:
             detached: Tensor = loss.detach()
             return detached
 
-        self.step_by_closure(closure, batch_idx)
+        try:
+            self.step_by_closure(closure, batch_idx)
+        finally:
+            self.book.muted = False
         if not calls:
             raise ModuleError(
                 f"{type(self.module).__name__}.optimizer_step never called its closure.",
@@ -314,7 +318,7 @@ class AutomaticOptimization:
         return loss
 
     def state_dict(self) -> OptimizationState:
-        return OptimizationState(weight=self.weight if self.progress.window else None, waiting=[], dirty=[])
+        return OptimizationState(weight=self.weight if self.progress.window else None, waiting=[], minimized=[])
 
     def load_state_dict(self, state: OptimizationState) -> None:
         self.weight = state["weight"]

@@ -6,7 +6,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, TypedDict
 
-import torch
 from torch import Tensor
 
 from treadle.callbacks.hooks import Hooks
@@ -14,7 +13,7 @@ from treadle.data import DataModule
 from treadle.data.stream import Batches
 from treadle.fabric import Fabric
 from treadle.loggers import Logger
-from treadle.metrics import Logbook, Number, as_floats
+from treadle.metrics import Logbook, Number, as_floats, as_tensors
 from treadle.module import Module
 from treadle.progress import Progress
 
@@ -55,7 +54,7 @@ class Results:
         return self._found_at.get(name) == batches
 
     def tensors(self) -> dict[str, Tensor]:
-        return {name: torch.as_tensor(value) for name, value in self._values.items()}
+        return as_tensors(self._values)
 
     def state_dict(self) -> ResultsState:
         return ResultsState(values=dict(self._values), found_at=dict(self._found_at), shown=dict(self.shown))
@@ -95,6 +94,7 @@ class Run:
     """The newest value of everything written to loggers."""
 
     def __post_init__(self) -> None:
+        self._opened: list[Logbook] = []
         self.close_book()
 
     def write(self, values: dict[str, Number], step: int) -> None:
@@ -111,6 +111,7 @@ class Run:
 
     def open_book(self, book: Logbook, stage: str) -> None:
         self.book, self.stage = book, stage
+        self._opened.append(book)
         self.module.__dict__["_logbook"] = _Deaf() if self.silent else book
 
     def close_book(self) -> None:
@@ -123,8 +124,13 @@ class Run:
         return Logbook(batch_size, self.fabric.all_reduce, self.module)
 
     def leave(self) -> None:
-        """The module works alone from here on."""
+        """The module works alone from here on, and nothing of the run is left in it: gathered metrics, an open toggle."""
         self.module.__dict__.pop("_logbook", None)
+        for toggled in reversed(self.module.__dict__.pop("_toggled", [])):
+            for parameter, required in toggled:
+                parameter.requires_grad_(required)
+        for book in self._opened:
+            book.reset()
 
 
 class _Deaf:

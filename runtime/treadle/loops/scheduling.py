@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Literal
+from typing import Any, Literal
 
 from treadle.errors import ConfigError, nearest
 from treadle.loops.run import Run
@@ -25,18 +25,22 @@ def step_schedule(schedule: Schedule, run: Run) -> None:
     """Step one, with its metric if it follows one."""
     metric = None
     if schedule.on_plateau:
-        known = {**run.results.tensors(), **(run.book.callback_values() if run.book else {})}
+        known: dict[str, Any] = run.results.tensors()
+        if run.book is not None:
+            known.update(run.book.callback_values())
+            if schedule.interval == "step":
+                known.update(run.book.newest())
         if schedule.monitor not in known:
             if schedule.strict:
                 raise _no_metric(schedule, sorted(known))
             return
-        metric = known[schedule.monitor]
+        metric = float(known[schedule.monitor])
     if overrides(run.module, "lr_scheduler_step"):
         run.module.lr_scheduler_step(schedule.scheduler, metric)
     elif metric is None:
         schedule.scheduler.step()
     else:
-        schedule.scheduler.step(float(metric))
+        schedule.scheduler.step(metric)
 
 
 def _no_metric(schedule: Schedule, known: list[str]) -> ConfigError:

@@ -66,10 +66,16 @@ class Limits:
         for name in ("train", "val", "test", "predict"):
             check_limit(f"limit_{name}_batches", getattr(self, name))
         check_limit("overfit_batches", self.overfit)
+        if self.overfit and (self.train != 1.0 or self.val not in (0, 1.0)):
+            raise ConfigError(
+                f"overfit_batches={self.overfit} with limit_train_batches or limit_val_batches.",
+                why="it takes the place of both.",
+                fix="leave the limits out.",
+            )
 
     def of(self, kind: str) -> Limit:
         """That of ``train``, ``val``, ``test`` or ``predict``."""
-        if self.overfit and kind in ("train", "val"):
+        if self.overfit and (kind == "train" or (kind == "val" and self.val)):
             return self.overfit
         limit: Limit = getattr(self, kind)
         return limit
@@ -150,6 +156,8 @@ class Stepping:
             raise _out_of_range(
                 "accumulate_grad_batches", self.accumulate_grad_batches, "a whole number from 1", "leave it out"
             )
+        if self.gradient_clip_val == 0 and _number(self.gradient_clip_val):
+            self.gradient_clip_val = None
         if self.gradient_clip_val is not None and not (_number(self.gradient_clip_val) and self.gradient_clip_val > 0):
             raise _out_of_range(
                 "gradient_clip_val", self.gradient_clip_val, "above 0, or None for no clipping", "gradient_clip_val=1.0"
@@ -160,7 +168,8 @@ class Stepping:
 
 @dataclass(frozen=True, kw_only=True)
 class Numerics:
-    """What torch is asked for while a stage runs. What it was set to before is put back afterwards."""
+    """What torch is asked for while a stage runs. What it was set to before is put back afterwards, but for the
+    environment variable that cuBLAS reads with its first call."""
 
     detect_anomaly: bool = False
     deterministic: bool | Literal["warn"] | None = None

@@ -16,6 +16,7 @@ from treadle.hyperparameters import plain_hyperparameters
 from treadle.loggers import Logger
 from treadle.loops.fit import FitLoop, Resumed
 from treadle.loops.run import Run
+from treadle.metric_objects import metric_states
 from treadle.module import Module, load_weights
 from treadle.optim import Optimizers
 from treadle.seeding import capture_rng
@@ -48,6 +49,8 @@ def checkpoint_of(parts: Parts, *, weights_only: bool) -> Checkpoint:
         hparams_name=type(module).__name__,
         hyper_parameters=plain_hyperparameters(module),
     )
+    if (argument := module.__dict__.get("_hparams_argument")) is not None:
+        checkpoint["hparams_argument"] = argument
     if parts.datamodule is not None:
         checkpoint["datamodule_hyper_parameters"] = plain_hyperparameters(parts.datamodule)
         checkpoint["datamodule"] = parts.datamodule.state_dict()
@@ -65,6 +68,9 @@ def checkpoint_of(parts: Parts, *, weights_only: bool) -> Checkpoint:
                 checkpoint["gradients"] = _gradients(module)
             checkpoint["optimization"] = dict(parts.loop.optimization.state_dict())
             checkpoint["metrics"] = list(parts.loop.book.state_dict())
+            checkpoint["metric_objects"] = metric_states(module)
+            checkpoint["loaders"] = dict(parts.loop.loaders.asked_at)
+            checkpoint["validation"] = [dict(s.state_dict()) for s in parts.loop.loaders.streams.get("val", [])]
             if (stream := parts.loop.loaders.position()) is not None:
                 checkpoint["stream"] = dict(stream)
     run.hooks.call(None, "on_save_checkpoint", checkpoint)
@@ -79,7 +85,7 @@ def logger_keys(loggers: Sequence[Logger]) -> list[tuple[str, Logger]]:
 def restore_model(parts: Parts, checkpoint: Checkpoint) -> None:
     """What is needed to evaluate: weights, the data's state and the counters."""
     run = parts.run
-    run.module.on_load_checkpoint(dict(checkpoint))
+    run.module.on_load_checkpoint(checkpoint)  # type: ignore[arg-type]  # what it changes there is what is loaded
     load_weights(run.module, checkpoint)
     if parts.datamodule is not None and "datamodule" in checkpoint:
         parts.datamodule.load_state_dict(checkpoint["datamodule"])
@@ -139,9 +145,9 @@ def restore_training(parts: Parts, checkpoint: Checkpoint) -> None:
             parameter.grad = checkpoint["gradients"][name].to(parameter.device)
     run.fabric.precision.load_state_dict(checkpoint["precision"])
     loop.optimization.load_state_dict(checkpoint["optimization"])  # type: ignore[arg-type]
-    loop.loaders.resume(checkpoint["stream"])  # type: ignore[arg-type]
+    loop.loaders.resume(checkpoint["stream"], checkpoint["validation"])  # type: ignore[arg-type]
     run.results.load_state_dict(checkpoint["results"])  # type: ignore[arg-type]
-    loop.resumed = Resumed(checkpoint["rng"], checkpoint["metrics"])
+    loop.resumed = Resumed(checkpoint["rng"], checkpoint["metrics"], checkpoint["metric_objects"])
 
 
 def _gradients(module: Module) -> dict[str, Any]:

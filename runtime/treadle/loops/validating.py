@@ -18,12 +18,13 @@ class ValidationRhythm:
     Args:
         rhythm: The two settings.
         length: Batches of an epoch; None if unknown.
+        started: When the last validation ended, on the monotonic clock; default: now.
 
     Raises:
         ConfigError: An interval that no epoch reaches, or a fraction of an unknown length.
     """
 
-    def __init__(self, rhythm: Rhythm, length: int | None) -> None:
+    def __init__(self, rhythm: Rhythm, length: int | None, started: float | None = None) -> None:
         self._epochs = rhythm.check_val_every_n_epoch
         self._batches: int | None = None
         self._every: Every | None = None
@@ -45,7 +46,11 @@ class ValidationRhythm:
                 self._batches = count
         self.inside = self._batches is not None or (self._every is not None and self._every.unit != "epochs")
         """Validation may fall between two batches; else it is at the end of epochs only."""
-        self._started = time.monotonic()
+        self._started = time.monotonic() if started is None else started
+
+    def after_step(self, progress: Progress) -> bool:
+        """Whether to validate after a step that no batch belongs to: on what was left of a window at an epoch's end."""
+        return self._every is not None and self.after_batch(progress, stepped=True)
 
     def after_batch(self, progress: Progress, *, stepped: bool) -> bool:
         """Whether to validate after the batch just trained on, which ``stepped`` or not. Asked only if :attr:`inside`."""
@@ -62,9 +67,10 @@ class ValidationRhythm:
         """Whether to validate now that the epoch's last batch is done."""
         return not self.inside and self._in_this_epoch(progress)
 
-    def validated(self) -> None:
-        """A validation is just over."""
+    def validated(self) -> float:
+        """A validation is just over. Returns the time, on the monotonic clock."""
         self._started = time.monotonic()
+        return self._started
 
     def _in_this_epoch(self, progress: Progress) -> bool:
         return self._epochs is None or (progress.epoch + 1) % self._epochs == 0
