@@ -209,7 +209,9 @@ class TestALearningRateMonitor:
             def configure_callbacks(self) -> Any:
                 return LearningRateMonitor()
 
-        make_bare(callbacks=LearningRateMonitor(), fast_dev_run=True).fit(BringsOne(sgd), FOUR_BATCHES)
+        trainer = make_bare(callbacks=LearningRateMonitor(), fast_dev_run=True)
+        trainer.fit(BringsOne(sgd), FOUR_BATCHES)
+        assert (trainer.loggers, trainer.global_step) == ([], 1)
 
     def test_of_a_trainer_that_evaluates_needs_no_logger(self, make_bare: Any) -> None:
         trainer = make_bare(callbacks=LearningRateMonitor())
@@ -556,9 +558,13 @@ class TestASpikeDetection:
             make_bare(callbacks=SpikeDetection()).fit(module, FOUR_BATCHES)
 
     def test_of_a_run_without_a_batch_says_nothing(self, make_bare: Any) -> None:
-        make_bare(callbacks=SpikeDetection(), max_epochs=0).fit(Losses(1.0), [torch.ones(2)])
+        trainer = make_bare(callbacks=SpikeDetection(), max_epochs=0)
+        trainer.fit(Losses(1.0), [torch.ones(2)])  # a warning would be an error here
+        assert trainer.global_step == 0
 
     def test_starts_anew_with_each_fit(self, make_bare: Any) -> None:
         detection = SpikeDetection(check_every=1)
-        for loss in (1.0, 9.0):
-            make_bare(callbacks=detection).fit(Losses(loss), [torch.ones(2)])
+        for loss in (1.0, 9.0):  # in one run, the second would be a spike
+            trainer = make_bare(callbacks=detection)
+            trainer.fit(Losses(loss), [torch.ones(2)])
+            assert trainer.global_step == 1
