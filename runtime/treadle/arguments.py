@@ -21,12 +21,10 @@ if TYPE_CHECKING:
     from treadle.module import Module
     from treadle.profilers import Profiler
 
+_PLAIN = (bool, int, float, str, type(None))
 Init = TypeVar("Init", bound=Callable[..., None])
 PREFIX = "TREADLE_TRAINER_"
 ELSEWHERE = {
-    "num_nodes": "this release trains on one device; leave it out.",
-    "use_distributed_sampler": "this release trains on one device; leave it out.",
-    "sync_batchnorm": "this release trains on one device; leave it out.",
     "model_registry": "give ckpt_path the path of a file.",
     "suggest_integrations": "leave it out: nothing is advertised.",
     "weights_save_path": "callbacks=ModelCheckpoint(dirpath=...)",
@@ -56,7 +54,9 @@ def from_environment(init: Init) -> Init:
         for name in settings:
             if name not in known:
                 raise _unknown(name, name, known)
-        init(self, **{**environment_settings(known), **settings})
+        merged = {**environment_settings(known), **settings}
+        self.__dict__["_settings"] = {name: value for name, value in merged.items() if isinstance(value, _PLAIN)}
+        init(self, **merged)
 
     return cast(Init, checked)
 

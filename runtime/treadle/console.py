@@ -9,18 +9,27 @@ from pathlib import Path
 
 from treadle.checkpoint import Checkpoint
 from treadle.fabric import Fabric
-from treadle.module import Module
+from treadle.module import Module, class_name
 from treadle.version import __version__
 
 
 def announce(module: Module, fabric: Fabric, folder: Path | None, position: str, policies: str = "") -> None:
     """The one line at the start of a fit, on standard error."""
     count = sum(parameter.numel() for parameter in module.parameters())
-    what = f"{type(module).__name__}, {count:,} parameters, {fabric.device}, {fabric.precision.name}"
+    what = f"{class_name(module)}, {count:,} parameters, {_devices(fabric)}, {fabric.precision.name}"
     where = "writing no logs" if folder is None else _short(folder)
     print(
         f"treadle {__version__}: {what}; {where}{position}{policies and f'; {policies}'}", file=sys.stderr, flush=True
     )
+
+
+def _devices(fabric: Fabric) -> str:
+    """Which, how many, under what strategy, and who started them."""
+    if fabric.world_size == 1:
+        return str(fabric.device)
+    world = fabric.world
+    nodes = f" on {world.nodes} nodes" if world.nodes > 1 else ""
+    return f"{world.size} x {fabric.device.type}{nodes} by {fabric.strategy.name} ({world.environment})"
 
 
 def announce_checkpoint(verb: str, path: Path, checkpoint: Checkpoint) -> None:

@@ -7,6 +7,7 @@
     +-- ModuleError      a Module or DataModule lacks something, or returns what a loop can't use (also a TypeError)
     +-- DataError        a loader gives no batch, or batches of unknown size
     +-- TrainingError    the numbers went wrong: a loss that is not finite
+    +-- DistributedError a rank failed, did not come, or did something else than the others
     +-- CheckpointError  a checkpoint is missing, damaged or not ours
 
 Every message has three parts: the fact, the rule behind it, and what to type.
@@ -55,6 +56,10 @@ class DataError(TreadleError):
 
 class TrainingError(TreadleError):
     """The numbers went wrong while training."""
+
+
+class DistributedError(TreadleError):
+    """A rank failed, did not come, or did something else than the others."""
 
 
 class CheckpointError(TreadleError):

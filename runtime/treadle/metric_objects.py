@@ -18,6 +18,11 @@ def is_metric(value: object) -> bool:
     return all(callable(getattr(value, method, None)) for method in ("update", "compute", "reset"))
 
 
+def has_step_value(metric: Any) -> bool:
+    """Whether it keeps its value for the batch at hand."""
+    return getattr(metric, "_forward_cache", None) is not None
+
+
 def step_value(metric: Any) -> Any:
     """Its value for the batch at hand: what a call of it returned last, where it keeps that (torchmetrics does);
     else its value over the epoch so far."""

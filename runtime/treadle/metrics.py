@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from treadle.errors import ConfigError, DataError, ModuleError
-from treadle.metric_objects import find, found_again, is_metric, step_value
+from treadle.metric_objects import find, found_again, has_step_value, is_metric, step_value
 
 Number = Tensor | float
 ReduceFx = Literal["mean", "sum", "min", "max"]
@@ -64,7 +64,8 @@ class Options(NamedTuple):
     on_step: bool | None = None
     on_epoch: bool | None = None
     reduce_fx: Any = "mean"
-    sync_dist: bool = False
+    sync_dist: bool | None = None
+    """None: over an epoch yes, on a step no."""
     add_dataloader_idx: bool = True
     rank_zero_only: bool = False
 
@@ -95,14 +96,17 @@ class Slot:
     """One metric logged from one hook: its last value, and its reduction over the epoch so far."""
 
     __slots__ = (
-        *("name", "options", "on_step", "on_epoch", "prog_bar", "logger", "reduce_fx", "sync_dist", "rank_zero_only"),
-        *("loader", "seen_by", "value", "logged_in", "total", "weight", "metric", "gathered"),
+        *("name", "options", "on_step", "on_epoch", "prog_bar", "logger", "reduce_fx", "rank_zero_only"),
+        *("syncs_epoch", "syncs_steps"),
+        *("loader", "seen_by", "value", "logged_in", "total", "weight", "metric", "gathered", "agreed"),
     )
 
     def __init__(self, name: str, options: Options, on_step: bool, on_epoch: bool, loader: int | None) -> None:
         self.name, self.options, self.on_step, self.on_epoch, self.loader = name, options, on_step, on_epoch, loader
         self.prog_bar, self.logger = options.prog_bar, options.logger is not False
-        self.reduce_fx, self.sync_dist = options.reduce_fx, options.sync_dist
+        self.reduce_fx = options.reduce_fx
+        self.syncs_epoch = options.sync_dist is not False and not options.rank_zero_only
+        self.syncs_steps = bool(options.sync_dist)
         self.rank_zero_only = options.rank_zero_only
         self.seen_by: set[int | None] = set()
         """The loaders that log it."""
@@ -115,6 +119,7 @@ class Slot:
         """Start the reduction anew; the last value stays."""
         self.total: Number | None = None
         self.weight: Number = 0.0
+        self.agreed: Number | None = None  # the reduction over all ranks, until something more is logged
         self.gathered = False  # whether the metric object has anything to tell
         if self.metric is not None:
             self.metric.reset()
@@ -125,6 +130,7 @@ class Slot:
         self.value = value
         if not self.on_epoch:
             return
+        self.agreed = None
         if isinstance(value, Tensor):
             # Half precision can't count beyond 2048, and sums of float32 lose digits: add up in 64 bits where they exist.
             # A copy, since the user's tensor may be changed in place later.
@@ -146,19 +152,18 @@ class Slot:
             return self.value
         return self._number(step_value(self.metric)) if self.gathered else None
 
-    def reduced(self, sync: Callable[[Tensor, Any], Tensor]) -> Number | None:
-        """The reduction over everything logged since the last reset; None if nothing was. Over all ranks, if that was
-        asked for: a mean weighted by what each of them saw."""
+    def reduced(self) -> Number | None:
+        """The reduction over everything logged since the last reset, over all ranks once they have agreed on it; None if
+        nothing was. Never communicates."""
+        if self.agreed is not None:
+            return self.agreed
         if self.metric is not None:
             return self._number(self.metric.compute()) if self.gathered else None
-        if self.total is None:
-            return None
-        total, weight = self.total, self.weight
-        if self.sync_dist:
-            total = sync(torch.as_tensor(total), "sum" if self.reduce_fx == "mean" else self.reduce_fx)
-            if self.reduce_fx == "mean":
-                weight = sync(torch.as_tensor(weight, dtype=total.dtype, device=total.device), "sum")
-        if self.reduce_fx != "mean":
+        return self.finished(self.total, self.weight)
+
+    def finished(self, total: Number | None, weight: Number) -> Number | None:
+        """The reduction, from what it has added up."""
+        if total is None or self.reduce_fx != "mean":
             return total
         return total / weight if isinstance(weight, Tensor) or weight else math.nan  # of batches that count nothing
 
@@ -190,23 +195,23 @@ class Logbook:
 
     Args:
         batch_size: Size of the batch at hand; asked only when a mean needs it.
-        sync: Reduces a value over all ranks; asked at log points, for values logged with ``sync_dist``.
         owner: The module whose attributes metric objects are.
     """
 
-    def __init__(
-        self, batch_size: Callable[[], int], sync: Callable[[Tensor, Any], Tensor], owner: object = None
-    ) -> None:
+    def __init__(self, batch_size: Callable[[], int], owner: object = None) -> None:
         self.scope: Scope | None = None
         self.epoch_is_over = False
         """Until the next starts, reductions stand for what they reduce."""
         self.batch_size = batch_size
-        self._sync = sync
         self._owner = owner
         self._slots: dict[tuple[Scope, str], Slot] = {}
         self._fresh: dict[Slot, None] = {}
         self.outer: Logbook | None = None
         """Of the stage around this one: of training, while it is validated."""
+        self.alone = True
+        """No other rank logs."""
+        self.empty = False
+        """This rank sees no batch in the stage."""
         self.muted = False
         """What is logged now was logged before: a closure runs again."""
         self._step = 0
@@ -273,7 +278,7 @@ class Logbook:
         if slot.metric is not metric:
             self._require_own(slot, metric)
             slot.metric = metric
-        slot.gathered = True
+        slot.gathered, slot.agreed = True, None
         if slot.on_step:
             self._fresh[slot] = None
             slot.logged_in = self._step
@@ -358,11 +363,23 @@ class Logbook:
     def slots(self) -> Iterable[Slot]:
         return dict.fromkeys(self._slots.values())
 
+    def fresh(self) -> Iterable[Slot]:
+        """Those logged on steps since the last row."""
+        return list(self._fresh)
+
+    def _current(self, slot: Slot) -> Number | None:
+        """The value of the step at hand; None of a metric object that would ask the other ranks for it."""
+        return None if slot.metric is not None and not self.alone and not has_step_value(slot.metric) else slot.current()
+
+    def _reduced(self, slot: Slot) -> Number | None:
+        """The reduction over the epoch so far; None of a metric object that would ask the other ranks for it."""
+        return None if slot.metric is not None and not self.alone and slot.agreed is None else slot.reduced()
+
     def take_step_row(self) -> dict[str, Number]:
         """The last value of everything that was logged on steps, for the loggers, since the last call."""
         fresh, self._fresh = self._fresh, {}
         return {
-            slot.step_name: value for slot in fresh if slot.logger and (value := slot.current()) is not None
+            slot.step_name: value for slot in fresh if slot.logger and (value := self._current(slot)) is not None
         }  # fmt: skip
 
     def step_values(self, *, of: Literal["prog_bar"] | None = None) -> dict[str, Number]:
@@ -370,7 +387,7 @@ class Logbook:
         return {
             slot.step_name: value
             for slot in self.slots()
-            if slot.on_step and (of is None or getattr(slot, of)) and (value := slot.current()) is not None
+            if slot.on_step and (of is None or getattr(slot, of)) and (value := self._current(slot)) is not None
         }
 
     def newest(self) -> dict[str, Number]:
@@ -392,7 +409,7 @@ class Logbook:
             if slot.on_epoch
             if of is None or getattr(slot, of)
             if loader is None or None in slot.seen_by or loader in slot.seen_by
-            if (value := slot.reduced(self._sync)) is not None
+            if (value := self._reduced(slot)) is not None
         }
 
     def callback_values(self) -> dict[str, Number]:

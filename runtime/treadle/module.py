@@ -13,11 +13,12 @@ import torch
 from torch import Tensor, nn
 
 from treadle.attachment import trainer_of
+from treadle.batches import move
 from treadle.checkpoint import Checkpoint, read
 from treadle.errors import CheckpointError, ConfigError, ModuleError, warn
-from treadle.fabric import ClipAlgorithm, Fabric, move
 from treadle.hyperparameters import HasHyperParameters, arguments_for, read_hyperparameters
 from treadle.metrics import Logbook, ReduceFx
+from treadle.strategies.sharding import load_full_state
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -26,8 +27,13 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
     from treadle.callbacks import Callback
+    from treadle.fabric import ClipAlgorithm, Fabric
     from treadle.loggers import Logger
     from treadle.trainer import Trainer
+
+
+_OF_A_RUN = ("_trainer", "_logbook", "_toggled", "training_step", "log", "log_dict")
+"""Attributes that a run leaves in an object; the last three when its step is compiled."""
 
 
 class Module(HasHyperParameters, nn.Module):
@@ -237,7 +243,7 @@ class Module(HasHyperParameters, nn.Module):
         on_epoch: bool | None = None,
         reduce_fx: ReduceFx = "mean",
         enable_graph: bool = False,
-        sync_dist: bool = False,
+        sync_dist: bool | None = None,
         sync_dist_group: Any = None,
         add_dataloader_idx: bool = True,
         batch_size: float | Tensor | None = None,
@@ -257,7 +263,8 @@ class Module(HasHyperParameters, nn.Module):
                 are ``name_step`` and ``name_epoch``.
             reduce_fx: How values reduce to one over an epoch. Means are weighted by the size of each batch.
             enable_graph: Not here: logged values carry no gradient.
-            sync_dist: Reduce the epoch's value over all ranks.
+            sync_dist: Reduce over all ranks. Default: the epoch's value, which costs one small message, and not the step's,
+                which would cost one in each row; False: rank 0's own.
             sync_dist_group: Not here: it is all ranks.
             add_dataloader_idx: With several loaders, each has a metric of its own, ``name/dataloader_idx_N``. False: one
                 over all of them.
@@ -300,7 +307,7 @@ class Module(HasHyperParameters, nn.Module):
     def __getstate__(self) -> dict[str, Any]:
         """Copies and pickles leave the run behind."""
         return {
-            name: value for name, value in self.__dict__.items() if name not in ("_trainer", "_logbook", "_toggled")
+            name: value for name, value in self.__dict__.items() if name not in _OF_A_RUN
         }
 
     @property
@@ -493,6 +500,11 @@ def require_weights_only(weights_only: bool | None) -> None:
         )
 
 
+def class_name(module: nn.Module) -> str:
+    """Of the user's class: a strategy that shards derives one from it."""
+    return next(kind.__name__ for kind in type(module).__mro__ if not kind.__module__.startswith("torch.distributed."))
+
+
 def load_weights(module: Module, checkpoint: Checkpoint, *, strict: bool | None = None) -> None:
     """Give ``module`` the weights of ``checkpoint``.
 
@@ -503,13 +515,15 @@ def load_weights(module: Module, checkpoint: Checkpoint, *, strict: bool | None 
         CheckpointError: They are not those of such a module.
     """
     try:
-        module.load_state_dict(checkpoint["state_dict"], strict=module.strict_loading if strict is None else strict)
+        load_full_state(
+            module, checkpoint["state_dict"], strict=module.strict_loading if strict is None else strict
+        )
     except RuntimeError as error:
         saved = checkpoint["hyper_parameters"]
         differ = [name for name, value in saved.items() if name in module.hparams and module.hparams[name] != value]
         then, now = ({name: source[name] for name in differ} for source in (saved, module.hparams))
         raise CheckpointError(
-            f"the checkpoint's weights don't fit {type(module).__name__}.",
+            f"the checkpoint's weights don't fit {class_name(module)}.",
             why=(
                 f"it was saved with {_settings(then)}, and the module has {_settings(now)}."
                 if differ

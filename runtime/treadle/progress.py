@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+from collections.abc import Callable
 from dataclasses import dataclass, field, fields
 from typing import TypedDict
 
@@ -37,6 +39,8 @@ class Progress:
     """The batch trained on last updated weights."""
     optimizer_steps: list[int] = field(default_factory=list)
     """Steps of each optimizer."""
+    now: Callable[[], float] = field(default=time.monotonic, compare=False, repr=False)
+    """Seconds on a monotonic clock, the same on all ranks at the same batch. Not state."""
 
     @property
     def last_epoch(self) -> int:
@@ -57,5 +61,6 @@ class Progress:
 
     def load_state_dict(self, state: ProgressState) -> None:
         for counter in fields(self):
-            setattr(self, counter.name, state[counter.name])  # type: ignore[literal-required]
+            if counter.name != "now":
+                setattr(self, counter.name, state[counter.name])  # type: ignore[literal-required]
         self.optimizer_steps = list(self.optimizer_steps)

@@ -68,6 +68,8 @@ class Readings:
     datamodule: DataModule | None
     ckpt_path: Path | None
     """The checkpoint that the last call loaded."""
+    _log_dir: Path | None
+    """Of rank 0, on the others, which have no loggers of their own."""
     _results: Results
     _run: Run | None
     _parts: Parts | None
@@ -291,7 +293,9 @@ class Readings:
 
     @property
     def log_dir(self) -> Path | None:
-        """The folder of the first logger that has one."""
+        """The folder of the first logger that has one; rank 0's on all ranks."""
+        if self._log_dir is not None:
+            return self._log_dir
         return next((logger.log_dir for logger in self.loggers if logger.log_dir is not None), None)
 
     @property
@@ -433,7 +437,7 @@ class Readings:
 
     @property
     def device_ids(self) -> list[int]:
-        return [self.fabric.device.index or 0]
+        return self.fabric.device_indices
 
     @property
     def num_devices(self) -> int:
@@ -441,7 +445,7 @@ class Readings:
 
     @property
     def num_nodes(self) -> int:
-        return 1
+        return self.fabric.world.nodes
 
     @property
     def is_global_zero(self) -> bool:
@@ -453,11 +457,11 @@ class Readings:
 
     @property
     def local_rank(self) -> int:
-        return self.fabric.global_rank % self.num_devices
+        return self.fabric.local_rank
 
     @property
     def node_rank(self) -> int:
-        return self.fabric.global_rank // self.num_devices
+        return self.fabric.node_rank
 
     @property
     def world_size(self) -> int:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
+import signal as signals
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from datetime import timedelta
@@ -32,12 +35,14 @@ from treadle.callbacks.hooks import Hooks
 from treadle.callbacks.signatures import check as check_signatures
 from treadle.checkpoint import Checkpoint, make_folder, read, write
 from treadle.console import announce, announce_checkpoint, table
+from treadle.compiling import Compile, compile_for
 from treadle.data import DataModule
+from treadle.data.parallel import Shared
 from treadle.errors import CheckpointError, ConfigError, ModuleError
 from treadle.fabric import Fabric
 from treadle.loggers import CSVLogger, Logger
 from treadle.loops.evaluate import TEST, VALIDATE, Stage, evaluate, predict
-from treadle.loops.finding import FOLDER, find, is_newest_state
+from treadle.loops.finding import FOLDER, JOB, find, is_newest_state, state_of_job
 from treadle.loops.fit import FitLoop
 from treadle.loops.loading import Loaders
 from treadle.loops.manual import ManualOptimization
@@ -64,12 +69,15 @@ from treadle.loops.state import (
     warn_of_changes,
 )
 from treadle.loops.transfer import transfer_for
-from treadle.module import Module, overrides, require_weights_only
+from treadle.module import Module, class_name, load_weights, overrides, require_weights_only
 from treadle.optim import Optimizers, read_optimizers, warn_of_step_counting
 from treadle.precision import Precision
 from treadle.progress import Progress
 from treadle.reading import Readings
+from treadle.remote import run_elsewhere
+from treadle.signals import heard
 from treadle.strategies import Strategy
+from treadle.strategies.ddp import explained
 
 if TYPE_CHECKING:
     from treadle.profilers import Profiler
@@ -84,9 +92,18 @@ class Trainer(Readings):
 
     Args:
         accelerator: ``auto`` (an accelerator if the machine has one), ``cpu``, ``gpu``, ``cuda`` or ``mps``.
-        devices: How many; this version uses one.
-        strategy: ``auto`` or ``single``, or your own ``Strategy``.
-        precision: ``32-true``, or your own ``Precision``.
+        devices: How many on each machine, one rank each; which ones; or ``auto``: every accelerator there is, one process
+            on CPUs, or as many as torchrun, SLURM or another has started.
+        num_nodes: Machines; more than one are started by torchrun, SLURM or another.
+        strategy: ``auto`` (``ddp`` on several ranks), ``single``, ``ddp``, ``ddp_find_unused_parameters_true``, ``fsdp``,
+            ``fsdp_cpu_offload``; ``ddp_fork`` or ``ddp_spawn`` for ranks started from a notebook; or an object of
+            ``treadle.strategies`` or your own.
+        precision: ``32-true``, ``bf16-mixed``, ``16-mixed``, ``bf16-true``, ``16-true``, ``64-true``, ``float8``, or your own
+            ``Precision``.
+        compile: ``torch.compile`` for ``blocks`` (layers that repeat), ``forward`` (the module's parts) or the whole ``step``;
+            True for the first of these that fits; or a ``treadle.compiling.Compile``.
+        sync_batchnorm: Batch normalization over the batches of all ranks.
+        use_distributed_sampler: Deal a loader's batches out to the ranks; off, every rank reads the loader as it is.
         logger: True (the default) for CSV files in ``default_root_dir/runs``; False for none; one ``Logger`` or several.
         callbacks: One or several. Without a ``ModelCheckpoint`` among them, a default one is added.
         fast_dev_run: Run so many batches (True: 1) of each loader, once, and write nothing.
@@ -133,9 +150,13 @@ class Trainer(Readings):
         self,
         *,
         accelerator: str = "auto",
-        devices: int | str = 1,
+        devices: int | str | list[int] = "auto",
+        num_nodes: int = 1,
         strategy: str | Strategy = "auto",
         precision: str | int | Precision = "32-true",
+        compile: bool | str | Compile | None = None,
+        sync_batchnorm: bool = False,
+        use_distributed_sampler: bool = True,
         logger: bool | Logger | Sequence[Logger] | None = None,
         callbacks: Callback | Sequence[Callback] | None = None,
         fast_dev_run: bool | int = False,
@@ -174,6 +195,8 @@ class Trainer(Readings):
         check_flag("barebones", barebones)
         for name, flag in (
             ("enable_autolog_hparams", enable_autolog_hparams),
+            ("sync_batchnorm", sync_batchnorm),
+            ("use_distributed_sampler", use_distributed_sampler),
             ("enable_checkpointing", enable_checkpointing),
             ("enable_progress_bar", enable_progress_bar),
             ("enable_model_summary", enable_model_summary),
@@ -195,7 +218,11 @@ class Trainer(Readings):
             limit_train_batches = limit_val_batches = limit_test_batches = limit_predict_batches = self.fast_dev_run
             given = without_writers(given)
         precision, named = precision_and_plugins(precision, plugins)
-        self.fabric = Fabric(accelerator=accelerator, devices=devices, strategy=strategy, precision=precision)
+        self.fabric = Fabric(
+            accelerator=accelerator, devices=devices, num_nodes=num_nodes, strategy=strategy, precision=precision
+        )
+        self._compile = compile_for(compile)
+        self._sync_batchnorm, self._deals_out = sync_batchnorm, use_distributed_sampler
         self.duration = Duration(
             max_epochs=max_epochs,
             min_epochs=0 if min_epochs is None else min_epochs,
@@ -244,6 +271,7 @@ class Trainer(Readings):
         self.progress = Progress()
         self.datamodule: DataModule | None = None
         self.ckpt_path: Path | None = None
+        self._log_dir = None
         self._results = Results()
         self._run: Run | None = None
         self._parts: Parts | None = None
@@ -281,6 +309,9 @@ class Trainer(Readings):
             TreadleError: See ``treadle.errors``.
         """
         require_weights_only(weights_only)
+        if self.fabric.starts_elsewhere:
+            run_elsewhere(self, "fit", model, train_dataloaders, val_dataloaders, datamodule, ckpt_path)
+            return
         train_dataloaders, datamodule = _split(train_dataloaders, datamodule)
         if val_dataloaders is not None and datamodule is not None:
             raise _two_sources()
@@ -292,8 +323,7 @@ class Trainer(Readings):
             if loaders.validates:
                 _require(model, "validation_step")
             checkpoint = self._load(parts, ckpt_path, resume=True)
-            model_on_device = self.fabric.setup(model)
-            assert model_on_device is not None
+            self._place(model, checkpoint)
             parts.optimizers = read_optimizers(model.configure_optimizers())
             parts.loop = self._fit_loop(parts, loaders)
             self._start_run(parts, checkpoint)
@@ -301,9 +331,17 @@ class Trainer(Readings):
             self._log_hyperparameters(parts)
             if checkpoint is not None:
                 restore_training(parts, checkpoint)
-            with torch.autograd.set_detect_anomaly(True) if self.numerics.detect_anomaly else nullcontext():
+            with (
+                heard() as parts.loop.asked,
+                torch.autograd.set_detect_anomaly(True) if self.numerics.detect_anomaly else nullcontext(),
+            ):
                 parts.loop()
+                signal = parts.loop.agreement.signal
+                if signal:
+                    self._make_way(signal)
             parts.run.hooks.call(None, "on_fit_end")
+        if signal:
+            raise SystemExit(128 + signal)
 
     def validate(
         self,
@@ -367,12 +405,16 @@ class Trainer(Readings):
             and then memory stays flat.
         """
         require_weights_only(weights_only)
+        if self.fabric.starts_elsewhere:
+            return run_elsewhere(  # type: ignore[no-any-return]
+                self, "predict", self._model(model), dataloaders, datamodule, return_predictions, ckpt_path
+            )
         ckpt_path = self._weights_for(model, ckpt_path)
         loader, datamodule = _split(dataloaders, datamodule)
         given = {"predict": loader}
         with self._counters_kept(), self._stage("predict", self._model(model), datamodule, given) as (parts, loaders):
             self._load(parts, ckpt_path, resume=False, verb="predict")
-            self.fabric.setup(parts.run.module)
+            self.fabric.place_for_evaluation(parts.run.module)
             wanted = not takes_each_batch(self.callbacks) if return_predictions is None else return_predictions
             return predict(parts.run, loaders.evaluation("predict"), return_predictions=wanted)
 
@@ -388,13 +430,17 @@ class Trainer(Readings):
         weights_only: bool | None,
     ) -> list[dict[str, float]]:
         require_weights_only(weights_only)
+        if self.fabric.starts_elsewhere:
+            return run_elsewhere(  # type: ignore[no-any-return]
+                self, stage.name, self._model(model), dataloaders, ckpt_path, verbose, datamodule
+            )
         ckpt_path = self._weights_for(model, ckpt_path)
         loader, datamodule = _split(dataloaders, datamodule)
         given = {kind: loader}
         with self._counters_kept(), self._stage(stage.name, self._model(model), datamodule, given) as (parts, loaders):
             _require(parts.run.module, stage.step)
             self._load(parts, ckpt_path, resume=False, verb=stage.name if verbose else None)
-            self.fabric.setup(parts.run.module)
+            self.fabric.place_for_evaluation(parts.run.module)
             metrics = evaluate(parts.run, stage, loaders.evaluation(kind))
             if verbose and self.is_global_zero:
                 print(table(stage.name, metrics))
@@ -449,9 +495,15 @@ class Trainer(Readings):
         """Everything around a loop: attach, prepare, set up; afterwards, or after an error, tear down."""
         _require_objects(name, module, datamodule)
         module.__dict__["_trainer"] = self
+        self.fabric.launch()
+        self.fabric.position = lambda: f"epoch {self.progress.epoch}, batch {self.progress.batch}"
+        self.fabric.ranks.agree(
+            {**self.__dict__["_settings"], **_identity(module, datamodule)},
+            fix="start every rank with the same command and the same config.",
+        )
         self._take_callbacks_of(module)
         require_unique_keys(self.callbacks)
-        self.datamodule, self._continued = datamodule, None
+        self.datamodule, self._continued, self._log_dir = datamodule, None, None
         if name != "fit":
             self._results = Results()  # those of the call before are its own
         if datamodule is not None:
@@ -471,32 +523,34 @@ class Trainer(Readings):
             fitting=name == "fit",
             silent=self.barebones,
         )
-        loaders = self._loaders = Loaders(module, datamodule, given, self.limits)
+        shared = Shared.of(self.fabric.strategy.share, self.fabric.ranks) if self._deals_out else None
+        loaders = self._loaders = Loaders(module, datamodule, given, self.limits, shared, self.fabric.ranks)
         self._run, self._parts = run, Parts(run, datamodule, self.callbacks, Optimizers())
         self._function, self._status = name, "running"
         for callback in self.callbacks:
             callback.__dict__["_module"] = module
         try:
             with self.numerics.applied(), self._profiled(name):
-                if datamodule is not None:
-                    datamodule.prepare_data()
-                module.prepare_data()
+                self._prepare_data(module, datamodule)
                 if datamodule is not None:
                     datamodule.setup(name)
                 hooks.call(None, "setup", name)
                 module.configure_model()
                 loaders.ready = True
                 yield self._parts, loaders
-        except BaseException as error:
+        except BaseException as raised:
+            error = self.fabric.failure(explained(raised))
             self._status = "interrupted" if isinstance(error, KeyboardInterrupt) else "failed"
             with ExitStack() as told:  # as below
-                for logger in reversed(self.loggers):
+                for logger in reversed(self._own_loggers):
                     told.callback(logger.finalize, "failed")
                 for listener in reversed(hooks["on_exception"]):
                     told.callback(listener, error)
                 if datamodule is not None:
                     told.callback(datamodule.on_exception, error)
-            raise
+            if error is raised:
+                raise
+            raise error from raised
         finally:
             run.close_book()
             loaders.close()
@@ -509,8 +563,41 @@ class Trainer(Readings):
                 if datamodule is not None:
                     teardowns.callback(datamodule.teardown, name)
         self._status = "finished"
-        for logger in self.loggers:
+        for logger in self._own_loggers:
             logger.finalize("success")
+
+    @property
+    def _own_loggers(self) -> list[Logger]:
+        """Rank 0's: the others have none."""
+        return self.loggers if self.is_global_zero else []
+
+    def _prepare_data(self, module: Module, datamodule: DataModule | None) -> None:
+        """Once on each machine, or once at all, before any rank goes on; see ``prepare_data_per_node``."""
+        for owner in (datamodule, module):
+            if owner is not None:
+                per_node = getattr(owner, "prepare_data_per_node", True)
+                if (self.local_rank if per_node else self.global_rank) == 0:
+                    owner.prepare_data()
+        self.fabric.barrier()
+
+    def _place(self, model: Module, checkpoint: Checkpoint | None) -> None:
+        """On the devices, compiled if that was asked for."""
+        empty = any(parameter.is_meta for parameter in model.parameters())
+        if self._sync_batchnorm:
+            self.fabric.sync_batchnorm(model)
+        if self._compile is not None:
+            self._compile.apply(model)
+        self.fabric.setup(model)
+        if empty and checkpoint is not None:  # which had nowhere to be loaded into before
+            load_weights(model, checkpoint)
+
+    def _make_way(self, signal: int) -> None:
+        """The run was asked to end, and is saved. Under a scheduler that warns by SIGUSR1, it is queued again."""
+        self.fabric.barrier()
+        if self.is_global_zero:
+            queued = signal == getattr(signals, "SIGUSR1", None) and self.fabric.environment.requeue(os.environ)
+            name = signals.Signals(signal).name
+            print(f"treadle: ended by {name}{', and queued again' if queued else ''}", file=sys.stderr, flush=True)
 
     def _take_callbacks_of(self, module: Module) -> None:
         """Merge in those that the module brings; those that the module before brought go."""
@@ -567,19 +654,28 @@ class Trainer(Readings):
 
     def _start_run(self, parts: Parts, checkpoint: Checkpoint | None) -> None:
         """The run's folder, and the line that says where it is."""
+        log_dir = self.fabric.ranks.from_rank_zero(self._own_folder)
+        if not self.is_global_zero:
+            self._log_dir = log_dir
+        if self.is_global_zero:
+            folder = self.run_folder if self.loggers else None
+            announce(parts.run.module, self.fabric, folder, self._position(checkpoint), self._policies)
+
+    def _own_folder(self) -> Path | None:
+        """On rank 0."""
         if self._continued is None:
             for logger in self.loggers:
                 logger.start_run()
-        if self.is_global_zero:
-            if self.loggers:
-                make_folder(self.run_folder)
-            folder = self.run_folder if self.loggers else None
-            announce(parts.run.module, self.fabric, folder, self._position(checkpoint), self._policies)
+        if self.loggers:
+            make_folder(self.run_folder)
+            if self.fabric.world.job is not None:
+                (self.run_folder / JOB).write_text(f"{self.fabric.world.job}\n", encoding="utf-8")
+        return self.log_dir
 
     def _load(
         self, parts: Parts, ckpt_path: str | os.PathLike[str] | None, *, resume: bool, verb: str | None = None
     ) -> Checkpoint | None:
-        path = self.ckpt_path = self._find(ckpt_path, resume)
+        path = self.ckpt_path = self.fabric.ranks.from_rank_zero(lambda: self._find(ckpt_path, resume))
         if path is None:
             return None
         checkpoint = read(path)
@@ -595,7 +691,7 @@ class Trainer(Readings):
             restore_for_evaluation(parts, checkpoint)
         if resume and "loggers" in checkpoint and is_newest_state(path) and self._is_among_my_runs(path):
             self._continued = path
-            for key, logger in logger_keys(self.loggers):
+            for key, logger in logger_keys(self._own_loggers):
                 if path.parent.name == FOLDER:
                     logger.resume_in(path.parent.parent)
                 if key in checkpoint["loggers"]:
@@ -627,6 +723,9 @@ class Trainer(Readings):
             runs = files.save_dir / files.name
         else:  # the run has a name: other runs are not it
             runs, folders = files.log_dir, [*folders, files.log_dir / FOLDER]
+        world = self.fabric.world
+        if resume and world.restarts and world.job is not None and ckpt_path in (None, "auto"):
+            return state_of_job(runs, folders, world.job)  # started again by its scheduler: it goes on by itself
         return find(ckpt_path, runs=runs, own_folders=folders, may_start=resume)
 
     def _weights_for(
@@ -661,6 +760,17 @@ class Trainer(Readings):
                 "no model to evaluate.", why="this trainer has not fitted one.", fix="trainer.test(model, ...)"
             )
         return model if model is not None else self.module  # type: ignore[return-value]
+
+
+def _identity(module: Module, datamodule: DataModule | None) -> dict[str, object]:
+    """What the ranks of a run have in common besides the Trainer's settings."""
+    shapes = [(name, tuple(parameter.shape)) for name, parameter in module.named_parameters()]
+    hparams = {**(dict(datamodule.hparams) if datamodule is not None else {}), **dict(module.hparams)}
+    return {
+        "the model": class_name(module),
+        "its parameters": hashlib.blake2b(repr(shapes).encode(), digest_size=8).hexdigest(),
+        **{name: value for name, value in hparams.items() if isinstance(value, (bool, int, float, str, type(None)))},
+    }
 
 
 def _split(dataloaders: Any, datamodule: DataModule | None) -> tuple[Any, DataModule | None]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from datetime import timedelta
 from typing import Any, final
 
@@ -39,11 +38,11 @@ class Timing:
         self._saved_at: tuple[int, int] | None = None
         self._validated = -1
         """Batches trained on at the validation that was acted on last."""
-        self.start_clock()
+        self._started = 0.0
 
-    def start_clock(self) -> None:
-        """A rhythm of time counts from here."""
-        self._started = time.monotonic()
+    def start_clock(self, now: float) -> None:
+        """A rhythm of time counts from ``now``."""
+        self._started = now
 
     def is_saved(self, progress: Progress) -> bool:
         """The state of now was saved already."""
@@ -64,13 +63,13 @@ class Timing:
                 stepped = progress.window == 0 and progress.batch > 0 and progress.global_step > 0
                 due = stepped and progress.global_step % self.every.count == 0
             case _:
-                due = time.monotonic() - self._started >= self.every.count
+                due = progress.now() - self._started >= self.every.count
         return due or (self.monitors and anew)
 
     def saved(self, progress: Progress) -> None:
         """The state of now is dealt with."""
         self._saved_at, self._validated = (progress.epoch, progress.batches), progress.validated
-        self.start_clock()
+        self.start_clock(progress.now())
 
     def state_dict(self) -> dict[str, Any]:
         return {"saved_at": self._saved_at, "validated": self._validated}

@@ -190,7 +190,7 @@ class ModelCheckpoint(Callback):
         self._retention.kept = {n: s for n, s in self._retention.kept.items() if self._is_own(n)}
         if self._resumed:
             self._tidy(whole=len(self._retention.kept) == known)
-        self._timing.start_clock()
+        self._timing.start_clock(trainer.progress.now())
         self._trains = True
 
     def _folder_in(self, trainer: Trainer) -> Path:
@@ -244,7 +244,7 @@ class ModelCheckpoint(Callback):
             return None
         self._timing.saved(progress)
         before = dict(self._retention.kept)
-        name, evicted = self._admitted(trainer) if due else ("", None)
+        name, evicted = self._decision(trainer) if due else ("", None)
         self._displaced = evicted or []
         return Saving(
             kept=None if evicted is None else self._in_folder(name),
@@ -254,6 +254,16 @@ class ModelCheckpoint(Callback):
             verbose=self.verbose,
             take_back=partial(setattr, self._retention, "kept", before),
         )
+
+    def _decision(self, trainer: Trainer) -> tuple[str, list[str] | None]:
+        """Rank 0's, on all ranks: values that were not reduced differ, and only it sees the folder for sure."""
+        decided = self._admitted(trainer) if trainer.is_global_zero else None
+        if trainer.world_size > 1:
+            decided, self._retention.kept, self.current_score = trainer.fabric.broadcast(
+                (decided, self._retention.kept, self.current_score)
+            )
+        assert decided is not None
+        return decided
 
     def _admitted(self, trainer: Trainer) -> tuple[str, list[str] | None]:
         """The name under which this state is kept and those it displaces; None if it isn't kept."""

@@ -14,7 +14,7 @@ from torch.nn.parameter import is_lazy
 
 from treadle.callbacks.base import Callback
 from treadle.errors import ConfigError, ModuleError
-from treadle.fabric import apply, move
+from treadle.batches import apply, move
 from treadle.seeding import isolated_rng
 
 if TYPE_CHECKING:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal, final
 from treadle.callbacks.base import Callback
 from treadle.checkpoint import make_folder, write_plain
 from treadle.errors import ConfigError
-from treadle.fabric import apply
+from treadle.batches import apply
 
 if TYPE_CHECKING:
     from treadle.module import Module

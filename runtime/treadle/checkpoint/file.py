@@ -110,6 +110,15 @@ def read(path: Path, map_location: str | torch.device = "cpu") -> Checkpoint:
     Raises:
         CheckpointError: No such file, a damaged one, one that holds objects, or one of another program or version.
     """
+    return _recognised(read_plain(path, map_location), path)
+
+
+def read_plain(path: Path, map_location: str | torch.device = "cpu") -> Any:
+    """What :func:`write_plain` wrote, its tensors on ``map_location``.
+
+    Raises:
+        CheckpointError: No such file, a damaged one, or one that holds objects.
+    """
     if not path.is_file():
         raise CheckpointError(
             f"{path} is not a checkpoint file.",
@@ -139,7 +148,7 @@ def read(path: Path, map_location: str | torch.device = "cpu") -> Checkpoint:
             why=f"reading it says: {_first_line(error)}.",
             fix=f"resume from another checkpoint.{_neighbours(path)}",
         ) from None
-    return _recognised(content, path)
+    return content
 
 
 def _looks_like_one(path: Path) -> bool:

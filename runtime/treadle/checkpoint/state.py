@@ -56,6 +56,8 @@ class Checkpoint(Weights, total=False):
     validation: list[dict[str, Any]]
     """The generators that the validation loaders own."""
     rng: RNGState
+    ranks: list[dict[str, Any]]
+    """Of several ranks: what each had for itself in place of the above, by rank: generators, accumulators, gradients."""
 
 
 _LEAVES = (bool, int, float, complex, str, bytes, type(None), torch.dtype, torch.device, torch.Size)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol, TypedDict, final, get_
 
 from torch.utils.data import DataLoader
 
+from treadle.data.parallel import Shared
 from treadle.data.single import (
     PassState,
     Stream,
@@ -194,21 +195,31 @@ class CombinedStream:
         limit: At most so many batches an epoch: a count, or a fraction of the combined length.
         name: What messages call it.
         in_order: See :class:`Stream`.
+        shared: See :class:`Stream`. In the last round of a loader, a rank without a batch reads another's again.
 
     Raises:
         DataError: A loader has no batches, or there is no length to take a fraction of.
     """
 
+    counts = 1.0
+    """Every batch counts the same: what is from several loaders has no one size."""
     indices: list[int] | None = None
     """Not known: the samples of a batch are from several data sets."""
 
     def __init__(
-        self, loader: CombinedLoader, *, limit: int | float = 1.0, name: str = "the loader", in_order: bool = False
+        self,
+        loader: CombinedLoader,
+        *,
+        limit: int | float = 1.0,
+        name: str = "the loader",
+        in_order: bool = False,
+        shared: Shared | None = None,
     ) -> None:
         assert loader.mode != "sequential"
-        self.loader, self.name = loader, name
+        self.loader, self.name, self.shared = loader, name, shared
         self.streams = [
-            Stream(part, limit=own, name=f"{name}{key}", in_order=in_order) for key, part, own in loader.parts()
+            Stream(part, limit=own, name=f"{name}{key}", in_order=in_order, shared=shared)
+            for key, part, own in loader.parts()
         ]
         for stream in self.streams:
             if stream.length == 0:

@@ -68,7 +68,7 @@ class DataModule(HasHyperParameters):
 
     def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
         """``batch`` on ``device``; override for batches of a type of their own."""
-        from treadle.fabric import move
+        from treadle.batches import move
 
         return move(batch, device)
 

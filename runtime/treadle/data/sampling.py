@@ -44,22 +44,34 @@ class ResumableSampler(Sampler[Any]):
     by :meth:`start`, before the loader makes its iterator: the first index list is taken at once, and a sampler of
     unknown kind draws from generators of its own.
 
+    Of several ranks, each takes one of every ``count`` lists: the same samples are in a step however many there are, and
+    with workers their augmentation is, too. The last round may have fewer lists than ranks; a rank without one takes
+    another's, which doesn't count.
+
     Args:
         wrapped: What the loader had.
         seeded: The lists go to worker processes: each carries a seed, set there before its samples are read.
+        index: Of this rank among those that share the loader.
+        count: Of them.
+        drop_last: Leave out a last round that is not whole.
     """
 
-    def __init__(self, wrapped: Iterable[Any], *, seeded: bool) -> None:
+    def __init__(
+        self, wrapped: Iterable[Any], *, seeded: bool, index: int = 0, count: int = 1, drop_last: bool = False
+    ) -> None:
         self.wrapped = wrapped
         self.seeded = seeded
+        self.index, self.count, self.drop_last = index, count, drop_last
         self.draws_at_start = _draws_at_start(wrapped)
-        self.asked: deque[Any] = deque()
-        """Indices of the batches that were asked for and not yet taken, oldest first."""
+        self.asked: deque[tuple[Any, float]] = deque()
+        """Indices of the batches that were asked for and not yet taken, oldest first; each with what it counts beside the
+        other ranks' of its round: 1 unless they are of different sizes, 0 if it is another's."""
         self._at_once = False
         self._epoch: tuple[int, Iterator[tuple[int, Any] | None]] = (0, iter(()))
 
     def __len__(self) -> int:
-        return len(self.wrapped)  # type: ignore[arg-type]
+        lists = len(self.wrapped)  # type: ignore[arg-type]
+        return lists // self.count if self.drop_last else -(-lists // self.count)
 
     def __getattr__(self, name: str) -> Any:
         if name == "wrapped":  # not there yet while being copied or unpickled
@@ -77,18 +89,32 @@ class ResumableSampler(Sampler[Any]):
         seed = _draw_seed() if self.seeded or not self.draws_at_start else 0
         lists = iter(self.wrapped) if self.draws_at_start else _in_private(iter(self.wrapped), seed)
         if self._at_once:
-            lists = iter(list(islice(lists, len(self))))
-        numbered = islice(enumerate(lists), skip, None)
+            lists = iter(list(islice(lists, length_hint(self.wrapped))))
+        numbered = islice(enumerate(lists), skip * self.count, None)
         self._epoch = seed, chain([next(numbered, None)], numbered)
 
     def __iter__(self) -> Iterator[Any]:
         """What is left of the epoch. A loader may ask more than once while it makes its iterator."""
         seed, numbered = self._epoch
+        if self.count > 1:
+            yield from self._own(seed, numbered)
+            return
         for item in numbered:
             if item is None:  # there was no first one
                 return
             number, indices = item
-            self.asked.append(indices)
+            self.asked.append((indices, 1.0))
+            yield Seeded(indices, (seed + number) % 2**63) if self.seeded else indices
+
+    def _own(self, seed: int, numbered: Iterator[tuple[int, Any] | None]) -> Iterator[Any]:
+        """This rank's of each round of lists."""
+        while items := [item for item in islice(numbered, self.count) if item is not None]:
+            if self.drop_last and len(items) < self.count:
+                return
+            number, indices = items[min(self.index, len(items) - 1)]
+            sizes = [len(each) if isinstance(each, (list, tuple)) else 1 for _, each in items]
+            share = self.count * sizes[self.index] / sum(sizes) if self.index < len(items) and sum(sizes) else 0.0
+            self.asked.append((indices, share))
             yield Seeded(indices, (seed + number) % 2**63) if self.seeded else indices
 
 

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, TypedDict, final
 from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset
 
+from treadle.data.parallel import Shared
 from treadle.data.sampling import ResumableSampler, unshuffled
 from treadle.errors import CheckpointError, DataError, warn
 from treadle.seeding import Owned, RNGState, capture_owned, capture_rng, restore_owned, restore_rng
@@ -51,21 +52,34 @@ class Stream:
         name: What messages call it.
         in_order: Read a map-style data set in its own order, whatever torch's samplers would do; samplers of other
             kinds are kept. Either is said in a warning.
+        shared: The ranks that read it together; None: this one reads all.
 
     Raises:
         DataError: It can't be iterated, has no batches, or has no length to take a fraction of.
     """
 
     def __init__(
-        self, loader: Any, *, limit: int | float = 1.0, name: str = "the loader", in_order: bool = False
+        self,
+        loader: Any,
+        *,
+        limit: int | float = 1.0,
+        name: str = "the loader",
+        in_order: bool = False,
+        shared: Shared | None = None,
     ) -> None:
         require_iterable(loader, name)
-        self.loader, self.name = loader, name
+        self.loader, self.name, self.shared = loader, name, shared
+        self.counts = 1.0
+        """What the batch taken last counts beside the other ranks' of its round: 1, unless they are of different sizes; 0
+        if it is another's, read so that all ranks have one."""
         self.consumed = 0
         self._sampler: ResumableSampler | None = None
         self._shares = False
         self._reader = self._readable(loader, in_order)
-        self.length = limited(length_of(self._reader), limit, name)
+        length = length_of(self._reader)
+        if self.shared is not None and self._sampler is None:
+            length = -(-length // self.shared.count) if length is not None and _is_list(loader) else None
+        self.length = limited(length, limit, name)
         """Batches an epoch; None if the loader can't tell and there is no limit."""
         self._start: RNGState | None = None
         self._owned_start: list[Owned] = []
@@ -219,19 +233,48 @@ class Stream:
         """Those of the first that gives any."""
         queue = self._sampler.asked if self._sampler else None
         for begin in begins:
-            for batch in islice(begin(), None if self.length is None else max(0, self.length - self.consumed)):
+            batches = begin() if self._sampler or self.shared is None else self._together(begin(), self.shared)
+            for batch in islice(batches, None if self.length is None else max(0, self.length - self.consumed)):
                 self.consumed += 1
                 self._batch = batch
-                self._asked = queue.popleft() if queue else None
+                self._asked, self.counts = queue.popleft() if queue else (None, self.counts)
                 self._size = None
                 yield batch
             if self.consumed:
                 break
         self._batch = None
 
+    def _together(self, batches: Iterator[Any], shared: Shared) -> Iterator[Any]:
+        """``batches`` of a loader without a sampler: a list is dealt out; of any other there are as many as every rank
+        has, since a step needs all of them."""
+        if _is_list(self.loader):
+            while items := list(islice(batches, shared.count)):
+                self.counts = shared.count / len(items) if shared.index < len(items) else 0.0
+                yield items[min(shared.index, len(items) - 1)]
+            return
+        end = object()
+        batch = next(batches, end)
+        while shared.all_have(batch is not end):
+            yield batch
+            batch = next(batches, end)
+        if batch is not end:
+            warn(
+                "uneven",
+                f"{self.name} gave rank {shared.index} more batches than another rank: the rest of them is left out, "
+                "since each step needs one from every rank.",
+            )
+
     def _begun(self) -> Iterator[Any]:
-        self._start, self._owned_start = capture_rng(), self._owned()
-        return self._made()
+        if self.shared is None:
+            self._start, self._owned_start = capture_rng(), self._owned()
+            return self._made()
+        own = capture_rng()
+        self._start, self._owned_start = self.shared.begin(self._owned())
+        _restore_each(self._owners(), self._owned_start)
+        iterator = self._made()
+        if self.shared.ranks.rank:  # whose order it was goes on from there
+            restore_rng(own)
+        return iterator
 
     def _made(self) -> Iterator[Any]:
         """The loader's iterator, at the position. Whether it draws a seed for its workers (not if they persist) leaves
@@ -265,7 +308,8 @@ class Stream:
                 "back to where the run stopped. Give the data set state_dict and load_state_dict to avoid that.",
             )
             iterator = iter(self._reader)
-            next(islice(iterator, self.consumed - 1, None), None)
+            rounds = self.consumed * (self.shared.count if self.shared is not None and _is_list(self.loader) else 1)
+            next(islice(iterator, rounds - 1, None), None)
         if self._shares:
             _restore_each(self._owners(), saved["owned"])
         else:
@@ -276,8 +320,14 @@ class Stream:
     def _readable(self, loader: Any, in_order: bool) -> Any:
         """What is iterated: a copy of a map-style ``DataLoader`` that draws through our sampler, or the loader itself."""
         if not isinstance(loader, DataLoader) or isinstance(loader.dataset, IterableDataset):
+            if self.shared is not None and not _is_list(loader):
+                _tell_of_whole(self.name)
             return loader
+        if self.shared is not None and _shares_itself(loader):
+            self.shared = None
         if _state_holder(loader) is loader:
+            if self.shared is not None:
+                _tell_of_whole(self.name)
             if in_order:
                 warn("overfit", f"{self.name} has a state of its own, so it is read as it is, shuffled or not.")
             return loader
@@ -285,11 +335,19 @@ class Stream:
             warn(
                 "order", f"{self.name} has in_order=False: batches arrive in a random order, so a resumed run differs."
             )
+            if self.shared is not None:
+                _tell_of_whole(self.name)
             return loader
         reader = copy.copy(loader)
         attribute = "sampler" if loader.batch_sampler is None else "batch_sampler"
         drawn = unshuffled(loader, self.name) if in_order else getattr(loader, attribute)
-        self._sampler = ResumableSampler(drawn, seeded=loader.num_workers > 0)
+        self._sampler = ResumableSampler(
+            drawn,
+            seeded=loader.num_workers > 0,
+            index=self.shared.index if self.shared else 0,
+            count=self.shared.count if self.shared else 1,
+            drop_last=bool(getattr(loader, "drop_last", False)),
+        )
         # DataLoader refuses the assignment once it is made, since it would half work; the whole copy is ours.
         reader.__dict__[attribute] = self._sampler
         reader.__dict__["_iterator"] = None
@@ -305,6 +363,27 @@ class Stream:
 
     def _owned(self) -> list[Owned]:
         return [capture_owned(owner) for owner in self._owners()]
+
+
+def _is_list(loader: Any) -> bool:
+    """Batches that lie in memory, which can be dealt out."""
+    return isinstance(loader, (list, tuple))
+
+
+def _shares_itself(loader: Any) -> bool:
+    """Whether the user's sampler gives each rank a part of its own, as torch's ``DistributedSampler`` does."""
+    return any(
+        hasattr(sampler, "num_replicas") and hasattr(sampler, "rank")
+        for sampler in (loader.sampler, loader.batch_sampler, getattr(loader.batch_sampler, "sampler", None))
+    )
+
+
+def _tell_of_whole(name: str) -> None:
+    warn(
+        "whole",
+        f"{name} is read whole by every rank: only a DataLoader over a map-style data set and a list of batches are dealt "
+        "out. Let its __iter__ leave out what is for other ranks (torch.distributed.get_rank()), and mute this.",
+    )
 
 
 def require_iterable(loader: Any, name: str) -> None:

@@ -7,6 +7,7 @@ from contextlib import AbstractContextManager
 from typing import Any, Protocol
 
 from treadle.data.combined import CombinedLoader, CombinedState, CombinedStream, is_several
+from treadle.data.parallel import Shared
 from treadle.data.single import PassState, Stream, length_of, limited, no_batch
 from treadle.errors import ConfigError
 
@@ -27,6 +28,10 @@ class Batches(Protocol):
     """Batches an epoch; None if the loader can't tell and there is no limit."""
     consumed: int
     """Batches taken in the running epoch; 0 between epochs."""
+    counts: float
+    """What the batch taken last counts beside the other ranks' of its round; 0 if it is another's."""
+    shared: Shared | None
+    """The ranks that read it together; None: this one reads all."""
 
     @property
     def indices(self) -> list[int] | None:
@@ -74,7 +79,9 @@ class Batches(Protocol):
         ...
 
 
-def training_stream(loader: Any, *, limit: int | float = 1.0, name: str, in_order: bool = False) -> Batches:
+def training_stream(
+    loader: Any, *, limit: int | float = 1.0, name: str, in_order: bool = False, shared: Shared | None = None
+) -> Batches:
     """What a fit reads from ``loader``.
 
     A list, tuple or mapping of loaders is read side by side, a shorter one again and again until the longest has ended
@@ -86,6 +93,7 @@ def training_stream(loader: Any, *, limit: int | float = 1.0, name: str, in_orde
         limit: At most so many batches an epoch: a count, or a fraction of the length.
         name: What messages call it.
         in_order: See :class:`Stream`.
+        shared: The ranks that read it together.
 
     Raises:
         ConfigError: A ``CombinedLoader`` that reads one loader after the other.
@@ -98,13 +106,16 @@ def training_stream(loader: Any, *, limit: int | float = 1.0, name: str, in_orde
                 why="an epoch of training reads its loaders side by side.",
                 fix='mode="max_size_cycle"; ConcatDataset joins data sets into one.',
             )
-        return CombinedStream(loader, limit=limit, name=name, in_order=in_order)
+        return CombinedStream(loader, limit=limit, name=name, in_order=in_order, shared=shared)
     if is_several(loader):
-        return CombinedStream(CombinedLoader(loader, "max_size_cycle"), limit=limit, name=name, in_order=in_order)
-    return Stream(loader, limit=limit, name=name, in_order=in_order)
+        loader = CombinedLoader(loader, "max_size_cycle")
+        return CombinedStream(loader, limit=limit, name=name, in_order=in_order, shared=shared)
+    return Stream(loader, limit=limit, name=name, in_order=in_order, shared=shared)
 
 
-def evaluation_streams(loader: Any, *, limit: int | float = 1.0, name: str) -> list[Batches]:
+def evaluation_streams(
+    loader: Any, *, limit: int | float = 1.0, name: str, shared: Shared | None = None
+) -> list[Batches]:
     """What an evaluation reads from ``loader``, one after the other.
 
     Several loaders, told as for :func:`training_stream`, and a :class:`CombinedLoader` with mode ``sequential`` are one
@@ -114,6 +125,7 @@ def evaluation_streams(loader: Any, *, limit: int | float = 1.0, name: str) -> l
         loader: What the user passed.
         limit: At most so many batches of each: a count, or a fraction of the length.
         name: What messages call it.
+        shared: The ranks that read it together.
 
     Raises:
         DataError: One can't be iterated, or has no batches.
@@ -121,15 +133,20 @@ def evaluation_streams(loader: Any, *, limit: int | float = 1.0, name: str) -> l
     if is_several(loader):
         loader = CombinedLoader(loader, "sequential")
     if not isinstance(loader, CombinedLoader):
-        return [Stream(loader, limit=limit, name=name)]
+        return [Stream(loader, limit=limit, name=name, shared=shared)]
     if loader.mode == "sequential":
         return [
-            Stream(part, limit=_smaller_limit(part, limit, own, f"{name}{key}"), name=f"{name}{key}")
+            Stream(
+                part, limit=_smaller_limit(part, limit, own, f"{name}{key}", shared), name=f"{name}{key}", shared=shared
+            )
             for key, part, own in loader.parts()
         ]
-    return [CombinedStream(loader, limit=limit, name=name)]
+    return [CombinedStream(loader, limit=limit, name=name, shared=shared)]
 
 
-def _smaller_limit(loader: Any, one: int | float, other: int | float, name: str) -> int | float:
-    counts = [limited(length_of(loader), limit, name) for limit in (one, other)]
+def _smaller_limit(
+    loader: Any, one: int | float, other: int | float, name: str, shared: Shared | None
+) -> int | float:
+    length = length_of(loader) if shared is None else Stream(loader, name=name, shared=shared).length
+    counts = [limited(length, limit, name) for limit in (one, other)]
     return min((count for count in counts if count is not None), default=1.0)

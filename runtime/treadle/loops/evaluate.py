@@ -12,10 +12,11 @@ from torch import Tensor, nn
 
 from treadle.callbacks.hooks import profiled
 from treadle.data.stream import Batches, no_batch
-from treadle.fabric import apply
+from treadle.batches import apply
 from treadle.loops.calling import bind
 from treadle.loops.run import Run
 from treadle.loops.transfer import transfer_for
+from treadle.metric_objects import load_metric_states, metric_states
 from treadle.metrics import Logbook, as_floats, scope_of
 from treadle.module import overrides
 
@@ -62,6 +63,7 @@ def evaluate(
     book.outer = run.book
     run.open_book(book, state or stage.name)
     call = run.hooks.call
+    run.fabric.sync_buffers(run.module)
     with evaluating(run, stage):
         call(book, f"on_{stage.hooks}_start")
         call(book, f"on_{stage.hooks}_epoch_start")
@@ -70,9 +72,10 @@ def evaluate(
         book.epoch_is_over = True
         call(book, f"on_{stage.hooks}_epoch_end")
         several = len(streams) > 1
+        run.agree(book)
         values = [book.epoch_values(loader=index if several else None) for index in range(len(streams))]
         if keep:
-            run.results.keep(book, run.progress.batches)
+            run.keep(book)
             run.write(book.epoch_values(of="logger"), step=max(run.progress.global_step - 1, 0))
         found = [as_floats(of_loader) for of_loader in values]
         book.scope = None
@@ -114,7 +117,8 @@ def steps(
     """For each batch the index of its loader and the output of the stage's step, the hooks called around it."""
     user_step = getattr(run.module, stage.step)
     several = len(streams) > 1
-    method = run.fabric.method(run.module, stage.step)
+    in_lockstep = run.fabric.strategy.in_lockstep
+    method = run.fabric.method(run.module, stage.step) if in_lockstep else user_step
     starts, ends = run.hooks[f"on_{stage.hooks}_batch_start"], run.hooks[f"on_{stage.hooks}_batch_end"]
     written = 0
     for loader, stream in enumerate(streams):
@@ -129,7 +133,14 @@ def steps(
         start_scope = scope_of(f"on_{stage.hooks}_batch_start", number)
         end_scope = scope_of(f"on_{stage.hooks}_batch_end", number)
         index = -1
+        book.empty = stream.shared is not None
         for index, loaded in enumerate(stream):
+            if stream.counts == 0.0:  # another rank's
+                if in_lockstep:
+                    with _unseen(run, book):
+                        step(transfer(loaded), index)
+                continue
+            book.empty = False
             batch = transfer(loaded)
             if run.profiler is not None:
                 run.profiler.start(f"run_{stage.hooks}_batch")
@@ -172,6 +183,19 @@ def evaluating(run: Run, stage: Stage) -> Iterator[None]:
             back()
         else:
             _restore(modes)
+
+
+@contextmanager
+def _unseen(run: Run, book: Logbook) -> Iterator[None]:
+    """What a step does inside leaves no trace: nothing logged, nothing gathered by a metric object."""
+    before = metric_states(run.module)
+    book.muted = True
+    try:
+        with run.fabric.autocast():
+            yield
+    finally:
+        book.muted = False
+        load_metric_states(run.module, before, run.fabric.device)
 
 
 def _restore(modes: list[tuple[nn.Module, bool]]) -> None:

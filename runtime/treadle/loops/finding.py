@@ -70,6 +70,22 @@ def newest_state(runs: Path, own_folders: list[Path]) -> Path | None:
     )
 
 
+JOB = "job"
+"""A file in a run's folder: the scheduler's job that runs it, where there is one."""
+
+
+def state_of_job(runs: Path, own_folders: list[Path], job: str) -> Path | None:
+    """``last.ckpt`` of the newest run that ``job`` has begun; None before its first checkpoint."""
+    mine = [path for path in _by_version(runs) if _job_of(path) == job]
+    mine += [folder.parent for folder in own_folders if _job_of(folder.parent) == job]
+    return next((path for folder in reversed(mine) if (path := folder / FOLDER / LAST).is_file()), None)
+
+
+def _job_of(folder: Path) -> str | None:
+    path = folder / JOB
+    return path.read_text(encoding="utf-8").strip() if path.is_file() else None
+
+
 def best_state(last: Path) -> Path:
     """The best checkpoint that the run of ``last`` keeps.
 

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from treadle.callbacks.hooks import profiled
+from treadle.collectives import Ranks
 from treadle.data.stream import Batches, evaluation_streams, no_batch
 from treadle.errors import ModuleError, warn
+from treadle.loops.agreement import Agreement
 from treadle.loops.evaluate import VALIDATE, evaluate
 from treadle.loops.loading import Loaders
 from treadle.loops.optimization import Optimization
@@ -23,7 +26,8 @@ from treadle.loops.validating import ValidationRhythm
 from treadle.metric_objects import load_metric_states
 from treadle.metrics import Logbook, SlotState, scope_of
 from treadle.optim import Schedule
-from treadle.seeding import RNGState, isolated_rng, restore_rng
+from treadle.seeding import RNGState, capture_rng, isolated_rng, restore_rng, seed_host
+from treadle.signals import Asked
 
 
 @dataclass(frozen=True)
@@ -60,6 +64,8 @@ class FitLoop:
     stepping: Stepping
     resumed: Resumed | None = None
     """For a resumed run: what hooks of its start must leave no trace in."""
+    asked: Asked = field(default_factory=Asked)
+    """A signal that asks the run to end."""
     _validated_at: float | None = None
     """On the clock of ``ValidationRhythm``, which is made anew with new loaders."""
 
@@ -73,8 +79,13 @@ class FitLoop:
                 train an epoch
         """
         run = self.run
+        self.agreement = Agreement(run.fabric.ranks, lambda: (run.should_stop, self.asked.number))
+        run.progress.now = self.agreement.now
         if self.resumed is None:
             self.sanity_check()
+            spread_rng(run.fabric.ranks, run.fabric.strategy.share.index, run.fabric.device)
+        if run.fabric.world_size > 1:
+            self.agreement.reach()
         self.open_stream()
         run.open_book(self.book, "train")
         run.hooks.call(self.book, "on_train_start")
@@ -82,7 +93,7 @@ class FitLoop:
             self.finish_epoch()
         while not self.is_over():
             self.epoch()
-        run.results.keep(self.book, run.progress.batches)
+        run.keep(self.book)
         run.close_book()
         run.hooks.call(None, "on_train_end")
 
@@ -105,7 +116,11 @@ class FitLoop:
         to_device, train, book = transfer_for(run), self.optimization.train, self.book
         if run.profiler is not None:
             train = profiled(run.profiler, "run_training_batch", train)
-        stream, validation = self.stream, self.validation
+        stream, validation, optimization, agreement = self.stream, self.validation, self.optimization, self.agreement
+        # Gradients that lie in parts on the ranks are gathered in their parts: less memory, and a checkpoint has them.
+        in_parts = run.fabric.strategy.in_lockstep
+        optimization.window_is_known = stream.length is not None and not batch_starts and not in_parts
+        several = run.fabric.world_size > 1
         accumulates, log_every = self.stepping.accumulate_grad_batches > 1, self.rhythm.log_every_n_steps
         taken = progress.global_step
         for loaded in batches:
@@ -116,6 +131,9 @@ class FitLoop:
                 if -1 in [listener(batch, index) for listener in batch_starts]:
                     return self.close_epoch()
             planned, closes = self.window(index) if accumulates else (1, True)
+            if several:
+                optimization.counts = stream.counts
+                book.muted = stream.counts == 0.0
             outputs = train(batch, index, planned, closes)
             progress.batch += 1
             progress.batches += 1
@@ -125,14 +143,16 @@ class FitLoop:
                 book.scope, told = end_scope, as_mapping(outputs)
                 for listener in batch_ends:
                     listener(told, batch, index)
+            book.muted = False
+            agreement.after_batch()
             outputs = told = batch = loaded = None  # their memory is free while validation runs
             stepped = progress.stepped = progress.global_step != taken
             if stepped:
                 taken = progress.global_step
                 if taken % log_every == 0:
-                    run.write(book.take_step_row(), step=taken - 1)
+                    run.write(run.take_step_row(book), step=taken - 1)
             stops = self.should_stop() and stream.consumed != stream.length
-            asked = stops and run.should_stop and progress.validated != progress.batches
+            asked = stops and agreement.stops and not agreement.signal and progress.validated != progress.batches
             if asked or (validation.inside and validation.after_batch(progress, stepped=stepped)):
                 self.validate()
             if stepped and self.schedules and progress.batch != stream.length:
@@ -151,7 +171,7 @@ class FitLoop:
         """The training data, and what depends on how much there is."""
         self.stream: Batches = self.loaders.train
         self.book.batch_size = self.stream.batch_size
-        self.validation = ValidationRhythm(self.rhythm, self.stream.length, self._validated_at)
+        self.validation = ValidationRhythm(self.rhythm, self.stream.length, self.run.progress.now, self._validated_at)
         self._opened_in = self.run.progress.epoch
         self._started_at = -1
         if self._validated_at is None:
@@ -226,7 +246,7 @@ class FitLoop:
         if progress.global_step == taken:
             return
         if progress.global_step % self.rhythm.log_every_n_steps == 0:
-            run.write(self.book.take_step_row(), step=taken)
+            run.write(run.take_step_row(self.book), step=taken)
         if self.validation.inside and self.validation.after_step(progress):
             self.validate()
         step_schedules(self.schedules, run, interval="step", on_plateau=True)
@@ -250,11 +270,11 @@ class FitLoop:
     def end_epoch_hooks(self) -> None:
         run, progress = self.run, self.run.progress
         self.book.epoch_is_over = True
-        run.results.keep(self.book, progress.batches)
+        run.keep(self.book)
         self.book.scope = scope_of("on_train_epoch_end")
         for listener in run.hooks["on_train_epoch_end"]:
             listener()
-            run.results.keep(self.book, progress.batches)  # the next may follow what this one logged
+            run.keep(self.book)  # the next may follow what this one logged
         run.write(self.book.epoch_values(of="logger"), step=max(progress.global_step - 1, 0))
 
     def tell_of_no_step(self) -> None:
@@ -318,19 +338,38 @@ class FitLoop:
         few = []
         for stream in whole:
             limit = stream.length if steps < 0 else steps if stream.length is None else min(steps, stream.length)
-            few += evaluation_streams(stream.loader, limit=1.0 if limit is None else limit, name=stream.name)
+            few += evaluation_streams(
+                stream.loader, limit=1.0 if limit is None else limit, name=stream.name, shared=stream.shared
+            )
         return few
 
     def should_stop(self) -> bool:
         """Whether to stop after the batch just trained on."""
-        progress, duration = self.run.progress, self.duration
-        if progress.global_step >= duration.steps:
+        progress, duration, agreement = self.run.progress, self.duration, self.agreement
+        if progress.global_step >= duration.steps or agreement.signal:
             return True
         enough = progress.epoch >= duration.min_epochs and progress.global_step >= duration.min_steps
-        return self.run.should_stop and enough
+        return (agreement.stops or (self.run.should_stop and self.run.fabric.world_size == 1)) and enough
 
     def is_over(self) -> bool:
+        """Between two epochs. Collective."""
+        if self.run.fabric.world_size > 1:
+            self.agreement.reach()
         return self.should_stop() or self.run.progress.epoch >= self.duration.epochs or self.stream.length == 0
+
+
+def spread_rng(ranks: Ranks, index: int, device: torch.device) -> None:
+    """Give each rank random numbers of its own, which follow from rank 0's and from ``index``, that of its share of the
+    data: ranks of one share draw the same. Collective."""
+    if ranks.size == 1:
+        return
+    start = ranks.broadcast(capture_rng(device))
+    if ranks.rank:
+        restore_rng({**start, "device": {str(device): rng for rng in start["device"].values()}})
+    if index:
+        seed = int(torch.empty((), dtype=torch.int64).random_(2**48)) + index
+        torch.manual_seed(seed)
+        seed_host(seed)
 
 
 def as_mapping(outputs: Any) -> Any:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
+from treadle.collectives import Ranks
 from treadle.data import DataModule
+from treadle.data.parallel import Shared
 from treadle.data.stream import Batches, StreamState, evaluation_streams, training_stream
 from treadle.errors import ModuleError
 from treadle.loops.settings import Limits
@@ -28,10 +30,21 @@ class Loaders:
         datamodule: Asked first.
         given: What the user passed to the call, by the kinds that it needs; comes before both.
         limits: How many batches of each to use.
+        shared: The ranks that read them together; None: this one reads all.
+        ranks: All of them: what the user's code draws while it makes a loader is rank 0's on each.
     """
 
-    def __init__(self, module: Module, datamodule: DataModule | None, given: dict[str, Any], limits: Limits) -> None:
+    def __init__(
+        self,
+        module: Module,
+        datamodule: DataModule | None,
+        given: dict[str, Any],
+        limits: Limits,
+        shared: Shared | None,
+        ranks: Ranks,
+    ) -> None:
         self.module, self.datamodule, self.given, self.limits = module, datamodule, given, limits
+        self.shared, self.ranks = shared, ranks
         self.ready = False
         """The data are set up: loaders may be asked for."""
         self.asked_at: dict[str, RNGState] = {}
@@ -46,7 +59,11 @@ class Loaders:
         if "train" not in self.streams:
             in_order = bool(self.limits.overfit)
             stream = training_stream(
-                self._loader("train"), limit=self.limits.of("train"), name="the train loader", in_order=in_order
+                self._loader("train"),
+                limit=self.limits.of("train"),
+                name="the train loader",
+                in_order=in_order,
+                shared=self.shared,
             )
             if self._resume is not None:
                 stream.load_state_dict(self._resume)
@@ -82,7 +99,9 @@ class Loaders:
         if kind not in self.streams:
             with isolated_rng():  # in a resumed run they are made at another moment
                 loader = self._loader(kind)
-            streams = evaluation_streams(loader, limit=self.limits.of(kind), name=f"the {kind} loader")
+            streams = evaluation_streams(
+                loader, limit=self.limits.of(kind), name=f"the {kind} loader", shared=self.shared
+            )
             if kind == "val" and len(streams) == len(self._resume_val):
                 for stream, state in zip(streams, self._resume_val, strict=True):
                     stream.load_state_dict(state)
@@ -118,12 +137,17 @@ class Loaders:
     def _loader(self, kind: str) -> Any:
         loader = self.given.get(kind)
         if loader is None:
+            source = self.module if self.datamodule is None else self.datamodule
+            own = capture_rng()
             if kind in self.asked_at:
                 restore_rng(self.asked_at[kind])
             else:
-                self.asked_at[kind] = capture_rng()
-            source = self.module if self.datamodule is None else self.datamodule
+                self.asked_at[kind] = self.ranks.broadcast(own)
+                if self.ranks.rank:
+                    restore_rng(self.asked_at[kind])
             loader = getattr(source, METHODS[kind])()
+            if self.ranks.rank:
+                restore_rng(own)
             if loader is None:
                 raise ModuleError(
                     f"{type(source).__name__}.{METHODS[kind]} returned None.",

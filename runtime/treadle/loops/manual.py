@@ -18,6 +18,7 @@ from treadle.loops.settings import Stepping
 from treadle.metrics import Logbook, scope_of
 from treadle.module import overrides
 from treadle.optim import Optimizers, TrainerOptimizer
+from treadle.strategies import PreparesBackward
 
 
 @final
@@ -33,6 +34,13 @@ class ManualOptimization:
         self.run, self.book, self.settings, self.progress = run, book, settings, run.progress
         self.module, self.schedules = run.module, optimizers.schedules
         self.wrapped = [TrainerOptimizer(o, index, self) for index, o in enumerate(optimizers.optimizers)]
+        self.counts = 1.0
+        """What the batch at hand counts beside the other ranks' of the same step."""
+        self.window_is_known = True
+        """Batches that end a window are known to, so that no other need communicate."""
+        self._alone = run.fabric.world_size == 1
+        strategy = run.fabric.strategy
+        self._announce = strategy.before_backward if isinstance(strategy, PreparesBackward) else None
         self._training_step = watched(run)
         self._call_backward: Callable[..., Any] = torch.autograd.backward
         if overrides(run.module, "backward"):
@@ -62,7 +70,8 @@ class ManualOptimization:
         self._asked.clear()
         self.book.scope = self._scope
         self.book.start_step()
-        with self.run.fabric.autocast():
+        local = not (closes or self._alone or not self.window_is_known)
+        with self.run.fabric.no_backward_sync(self.module, local), self.run.fabric.autocast():
             outputs = self._training_step(batch, batch_idx)
         if self.book.size_unknown is not None:
             raise self.book.size_unknown
@@ -161,12 +170,11 @@ class ManualOptimization:
 
     def _backward(self, loss: Tensor, call: Callable[..., Any] | None) -> None:
         share = loss / self._planned if self._planned > 1 else loss
-        backward = self.run.fabric.precision.backward
-        if self._closes:
-            backward(share, call or self._call_backward)
-        else:
-            with self.run.fabric.no_backward_sync(self.module):
-                backward(share, call or self._call_backward)
+        if self.counts != 1.0:
+            share = share * self.counts
+        if self._announce is not None:
+            self._announce(share)
+        self.run.fabric.precision.backward(share, call or self._call_backward)
 
     def _step(self, optimizer: TrainerOptimizer, closure: Callable[[], Any] | None, window: int) -> Any:
         """The real step, on the gradients of ``window`` batches."""

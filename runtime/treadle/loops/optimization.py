@@ -36,6 +36,8 @@ class Optimization(Protocol):
     """What the fit loop asks of either way to optimize."""
 
     wrapped: list[TrainerOptimizer]
+    counts: float
+    window_is_known: bool
 
     @property
     def has_gradients(self) -> bool:
@@ -86,6 +88,11 @@ class AutomaticOptimization:
         self.schedules = optimizers.schedules
         self.weight: Number | None = None
         self._training_step = watched(run)
+        self.counts = 1.0
+        """What the batch at hand counts beside the other ranks' of the same step."""
+        self.window_is_known = True
+        """Batches that end a window are known to, so that no other need communicate."""
+        self._share_of_data = run.fabric.strategy.share
         self._alone = run.fabric.world_size == 1
         self._autocast = run.fabric.autocast
         self._backward = run.fabric.precision.backward
@@ -130,7 +137,13 @@ class AutomaticOptimization:
         return outputs
 
     def accumulate(self, batch: Any, batch_idx: int, planned: int, closes: bool) -> Any:
-        """Forward and backward."""
+        """Forward and backward; of several ranks, the gradients meet in the window's last."""
+        if closes or self._alone or not self.window_is_known:
+            return self._accumulate(batch, batch_idx, planned, closes)
+        with self.run.fabric.no_backward_sync(self.module):
+            return self._accumulate(batch, batch_idx, planned, closes)
+
+    def _accumulate(self, batch: Any, batch_idx: int, planned: int, closes: bool) -> Any:
         book, progress = self.book, self.progress
         book.scope = self._scope
         book.start_step()
@@ -142,17 +155,14 @@ class AutomaticOptimization:
         if book.size_unknown is not None:
             raise book.size_unknown
         loss = self._loss(outputs) if self.optimizer is not None else None
-        if loss is None or (weight is not None and not isinstance(weight, Tensor) and weight == 0.0):
+        if not self._alone and loss is None and self.optimizer is not None:
+            raise _skipped_by_one_rank(self.run.fabric.global_rank)
+        if loss is None or (self._alone and not isinstance(weight, Tensor) and weight == 0.0):
             return outputs  # a batch that counts nothing is skipped
         if progress.window == 0:
             self.zero_grad(None, batch_idx=batch_idx)
             self.weight = None
-        loss = self._share(loss, weight, planned, closes)
-        if closes or self._alone:
-            self.backward(loss)
-        else:
-            with self.run.fabric.no_backward_sync(self.module):
-                self.backward(loss)
+        self.backward(self._share(loss, weight, planned, closes))
         progress.window += 1
         return outputs
 
@@ -281,7 +291,10 @@ class AutomaticOptimization:
         elif self._weighs != (weight is not None):
             raise _mixed_weights()
         if weight is None:
-            return loss / planned if planned > 1 else loss
+            loss = loss / planned if planned > 1 else loss
+            return loss if self.counts == 1.0 else loss * self.counts
+        if self.counts == 0.0:
+            weight = weight * 0.0  # a batch of another rank
         if closes and not self.progress.window and self._alone:
             self.weight = 1.0  # the only batch of its step: its mean is the step's
             return loss * (weight > 0) if isinstance(weight, Tensor) else loss
@@ -293,9 +306,14 @@ class AutomaticOptimization:
         if self.weight is None:
             # The window turned out shorter or longer than its losses were divided by.
             return None if self.progress.window == planned else planned / self.progress.window
-        total, ranks = self.weight, self.run.fabric.world_size
+        total, ranks = self.weight, self._share_of_data.count
         if not self._alone:
-            total = self.run.fabric.all_reduce(torch.as_tensor(total, device=self.run.fabric.device), "sum")
+            device = self.run.fabric.device
+            total = self.run.fabric.ranks.reduce(
+                torch.as_tensor(total, device=device, dtype=torch.float32 if device.type == "mps" else torch.float64),
+                "sum",
+                self._share_of_data.group,
+            )
         if isinstance(total, Tensor):
             return torch.where(total > 0, ranks / total, 0.0)
         return None if total == ranks else ranks / total if total > 0 else 0.0
@@ -358,6 +376,14 @@ def _weight_of(outputs: Any) -> Number | None:
         f'training_step returned {weight!r} for "weight".',
         why="it says how much the batch counts beside others: a number that is not negative, or a tensor with one.",
         fix='{"loss": loss, "weight": tokens.numel()}, or another name for what you mean.',
+    )
+
+
+def _skipped_by_one_rank(rank: int) -> ModuleError:
+    return ModuleError(
+        f"training_step returned None on rank {rank}.",
+        why="a step needs a gradient from every rank; one that leaves a batch out would keep the others waiting.",
+        fix='return {"loss": loss, "weight": 0.0} for a batch that is not to count, and a weight for every other.',
     )
 
 

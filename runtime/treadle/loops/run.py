@@ -13,6 +13,7 @@ from treadle.data import DataModule
 from treadle.data.stream import Batches
 from treadle.fabric import Fabric
 from treadle.loggers import Logger
+from treadle.loops.syncing import agree_on_epoch, agree_on_step
 from treadle.metrics import Logbook, Number, as_floats, as_tensors
 from treadle.module import Module
 from treadle.progress import Progress
@@ -117,11 +118,29 @@ class Run:
     def close_book(self) -> None:
         """Until the next is opened, there is nothing to log to; doing so is an error."""
         self.book, self.stage = None, ""
-        self.module.__dict__["_logbook"] = _Deaf() if self.silent else Logbook(lambda: 1, self.fabric.all_reduce)
+        self.module.__dict__["_logbook"] = _Deaf() if self.silent else Logbook(lambda: 1)
 
     def new_book(self, batch_size: Callable[[], int]) -> Logbook:
         """For one stage of this module."""
-        return Logbook(batch_size, self.fabric.all_reduce, self.module)
+        book = Logbook(batch_size, self.module)
+        book.alone = self.fabric.world_size == 1
+        return book
+
+    def agree(self, book: Logbook) -> None:
+        """Let the ranks agree on the reductions over the epoch. Collective; see ``loops/syncing.py``."""
+        if not self.silent:
+            agree_on_epoch(book, self.fabric.ranks, self.fabric.strategy.share.group, self.module)
+
+    def take_step_row(self, book: Logbook) -> dict[str, Number]:
+        """The values of the step at hand, for the loggers. Collective."""
+        if not self.silent:
+            agree_on_step(book, self.fabric.ranks, self.fabric.strategy.share.group)
+        return book.take_step_row()
+
+    def keep(self, book: Logbook) -> None:
+        """Take over what the book knows now, agreed on by all ranks. Collective."""
+        self.agree(book)
+        self.results.keep(book, self.progress.batches)
 
     def leave(self) -> None:
         """The module works alone from here on, and nothing of the run is left in it: gathered metrics, an open toggle."""

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
+import torch
+from torch import Tensor
 from torch.optim import Optimizer
 
+from treadle.batches import apply
 from treadle.callbacks.base import Callback
 from treadle.checkpoint import FORMAT, Checkpoint
+from treadle.collectives import Ranks
 from treadle.data import DataModule
 from treadle.errors import CheckpointError, warn
 from treadle.hyperparameters import plain_hyperparameters
@@ -17,9 +21,11 @@ from treadle.loggers import Logger
 from treadle.loops.fit import FitLoop, Resumed
 from treadle.loops.run import Run
 from treadle.metric_objects import metric_states
-from treadle.module import Module, load_weights
+from treadle.metrics import SlotState
+from treadle.module import Module, class_name, load_weights
 from treadle.optim import Optimizers
 from treadle.seeding import capture_rng
+from treadle.strategies.sharding import load_whole_optimizer_state, part_like, whole
 from treadle.version import __version__
 
 
@@ -36,7 +42,10 @@ class Parts:
 
 
 def checkpoint_of(parts: Parts, *, weights_only: bool) -> Checkpoint:
-    """The state of the run now. Tensors are the live ones: write it before training goes on."""
+    """The state of the run now, the same from any strategy. Tensors are the live ones: write it before training goes on.
+
+    Collective; on ranks other than 0 it is not whole.
+    """
     run, module = parts.run, parts.run.module
     progress = run.progress
     checkpoint = Checkpoint(
@@ -46,7 +55,7 @@ def checkpoint_of(parts: Parts, *, weights_only: bool) -> Checkpoint:
         global_step=progress.global_step,
         progress=progress.state_dict(),
         state_dict=module.state_dict(),
-        hparams_name=type(module).__name__,
+        hparams_name=class_name(module),
         hyper_parameters=plain_hyperparameters(module),
     )
     if (argument := module.__dict__.get("_hparams_argument")) is not None:
@@ -60,7 +69,8 @@ def checkpoint_of(parts: Parts, *, weights_only: bool) -> Checkpoint:
         checkpoint["gradients"] = {}
         checkpoint["precision"] = run.fabric.precision.state_dict()
         checkpoint["callbacks"] = {callback.state_key: callback.state_dict() for callback in parts.callbacks}
-        checkpoint["loggers"] = {key: logger.state_dict() for key, logger in logger_keys(run.loggers)}
+        if run.fabric.is_global_zero:
+            checkpoint["loggers"] = {key: logger.state_dict() for key, logger in logger_keys(run.loggers)}
         checkpoint["rng"] = capture_rng(run.fabric.device)
         checkpoint["results"] = dict(run.results.state_dict())
         if parts.loop is not None:
@@ -74,7 +84,59 @@ def checkpoint_of(parts: Parts, *, weights_only: bool) -> Checkpoint:
             if (stream := parts.loop.loaders.position()) is not None:
                 checkpoint["stream"] = dict(stream)
     run.hooks.call(None, "on_save_checkpoint", checkpoint)
+    ranks = run.fabric.ranks
+    if run.fabric.strategy.in_lockstep:
+        checkpoint = whole(checkpoint, keep=ranks.rank == 0)
+    if ranks.size > 1 and not weights_only:
+        own = {name: checkpoint[name] for name in OWN if name in checkpoint}  # type: ignore[literal-required]
+        checkpoint["ranks"] = ranks.gather_objects(cast("dict[str, Any]", apply(own, _on_host)), to=0)
     return checkpoint
+
+
+OWN = ("rng", "metrics", "metric_objects", "optimization", "stream", "validation", "gradients")
+"""What each rank has for itself."""
+
+
+def of_rank(checkpoint: Checkpoint, ranks: Ranks) -> Checkpoint:
+    """``checkpoint`` as this rank left it. One of another number of ranks is as rank 0 left it, with what all of them had
+    added up; a window that was open there is lost to the others."""
+    saved = checkpoint.get("ranks", [])
+    if len(saved) == ranks.size:
+        return cast(Checkpoint, {**checkpoint, **saved[ranks.rank]})
+    if not saved and ranks.size == 1:
+        return checkpoint
+    before = len(saved) or 1
+    if "rng" in checkpoint:
+        warn(
+            "ranks",
+            f"saved on {before} ranks, and continued on {ranks.size}: with the same number of samples in all ranks' batches "
+            "together, each step sees the samples that it would have seen; random numbers (dropout) are others.",
+        )
+        checkpoint = cast(Checkpoint, {**checkpoint, "metrics": merged([rank["metrics"] for rank in saved], checkpoint)})
+    return checkpoint if ranks.rank == 0 else cast(Checkpoint, {**checkpoint, "metrics": [], "metric_objects": {}})
+
+
+def merged(of_ranks: Sequence[Sequence[SlotState]], checkpoint: Checkpoint) -> list[SlotState]:
+    """What all ranks had added up in the running epoch, as if one had."""
+    if not of_ranks:
+        return checkpoint["metrics"]
+    together = [SlotState(**slot) for slot in of_ranks[0]]
+    for others in of_ranks[1:]:
+        for slot, other in zip(together, others, strict=False):
+            match slot["total"], other["total"], slot["options"][4]:
+                case None, _, _:
+                    slot["total"], slot["weight"] = other["total"], other["weight"]
+                case _, None, _:
+                    pass
+                case total, more, "mean" | "sum":
+                    slot["total"], slot["weight"] = total + more, slot["weight"] + other["weight"]
+                case total, more, kind:
+                    slot["total"] = torch.as_tensor(min(total, more) if kind == "min" else max(total, more))
+    return together
+
+
+def _on_host(tensor: Tensor) -> Tensor:
+    return tensor.detach().cpu()
 
 
 def logger_keys(loggers: Sequence[Logger]) -> list[tuple[str, Logger]]:
@@ -105,7 +167,7 @@ def warn_of_changes(parts: Parts, checkpoint: Checkpoint) -> None:
             "changed",
             f"the run is resumed with other settings than it was saved with: {'; '.join(changes)}. Its saved state wins "
             "where both say something, as an optimizer's learning rate. For a new start, load the weights only: "
-            f"{type(parts.run.module).__name__}.load_from_checkpoint(path).",
+            f"{class_name(parts.run.module)}.load_from_checkpoint(path).",
         )
 
 
@@ -134,6 +196,7 @@ def restore_training(parts: Parts, checkpoint: Checkpoint) -> None:
     run, loop, optimizers = parts.run, parts.loop, parts.optimizers
     assert loop is not None
     _require_training_state(checkpoint, optimizers)
+    checkpoint = of_rank(checkpoint, run.fabric.ranks)
     for optimizer, saved in zip(optimizers.optimizers, checkpoint["optimizer_states"], strict=True):
         _load_optimizer(optimizer, saved)
         if run.progress.global_step:  # a scheduler may step before the next step, and would warn that none came before
@@ -142,7 +205,7 @@ def restore_training(parts: Parts, checkpoint: Checkpoint) -> None:
         schedule.scheduler.load_state_dict(saved)
     for name, parameter in run.module.named_parameters():
         if name in checkpoint["gradients"]:
-            parameter.grad = checkpoint["gradients"][name].to(parameter.device)
+            parameter.grad = part_like(checkpoint["gradients"][name], parameter).to(parameter.device)
     run.fabric.precision.load_state_dict(checkpoint["precision"])
     loop.optimization.load_state_dict(checkpoint["optimization"])  # type: ignore[arg-type]
     loop.loaders.resume(checkpoint["stream"], checkpoint["validation"])  # type: ignore[arg-type]
@@ -175,7 +238,7 @@ def _require_training_state(checkpoint: Checkpoint, optimizers: Optimizers) -> N
 
 def _load_optimizer(optimizer: Optimizer, saved: dict[str, Any]) -> None:
     try:
-        optimizer.load_state_dict(saved)
+        load_whole_optimizer_state(optimizer, saved)
     except ValueError as error:
         raise CheckpointError(
             f"the checkpoint's optimizer state doesn't fit {type(optimizer).__name__}.",

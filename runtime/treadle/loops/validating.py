@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from typing import final
 
 from treadle.errors import ConfigError
@@ -18,13 +19,21 @@ class ValidationRhythm:
     Args:
         rhythm: The two settings.
         length: Batches of an epoch; None if unknown.
-        started: When the last validation ended, on the monotonic clock; default: now.
+        now: A monotonic clock.
+        started: When the last validation ended, on that clock; default: now.
 
     Raises:
         ConfigError: An interval that no epoch reaches, or a fraction of an unknown length.
     """
 
-    def __init__(self, rhythm: Rhythm, length: int | None, started: float | None = None) -> None:
+    def __init__(
+        self,
+        rhythm: Rhythm,
+        length: int | None,
+        now: Callable[[], float] = time.monotonic,
+        started: float | None = None,
+    ) -> None:
+        self._now = now
         self._epochs = rhythm.check_val_every_n_epoch
         self._batches: int | None = None
         self._every: Every | None = None
@@ -46,7 +55,7 @@ class ValidationRhythm:
                 self._batches = count
         self.inside = self._batches is not None or (self._every is not None and self._every.unit != "epochs")
         """Validation may fall between two batches; else it is at the end of epochs only."""
-        self._started = time.monotonic() if started is None else started
+        self._started = now() if started is None else started
 
     def after_step(self, progress: Progress) -> bool:
         """Whether to validate after a step that no batch belongs to: on what was left of a window at an epoch's end."""
@@ -60,7 +69,7 @@ class ValidationRhythm:
             return (progress.batches if self._epochs is None else progress.batch) % self._batches == 0
         assert self._every is not None
         if self._every.unit == "seconds":
-            return time.monotonic() - self._started >= self._every.count
+            return self._now() - self._started >= self._every.count
         return stepped and progress.global_step % self._every.count == 0
 
     def after_epoch(self, progress: Progress) -> bool:
@@ -69,7 +78,7 @@ class ValidationRhythm:
 
     def validated(self) -> float:
         """A validation is just over. Returns the time, on the monotonic clock."""
-        self._started = time.monotonic()
+        self._started = self._now()
         return self._started
 
     def _in_this_epoch(self, progress: Progress) -> bool:

@@ -20,6 +20,17 @@ class Precision(Protocol):
         """As users write it: ``"32-true"``."""
         ...
 
+    @property
+    def compute(self) -> torch.dtype | None:
+        """The format of forward passes where it isn't that of the weights (mixed precision); else None. A strategy that
+        gathers weights may gather them in it."""
+        ...
+
+    @property
+    def weights(self) -> torch.dtype | None:
+        """The format that floating point weights, buffers and batches are given; None: they stay what they are."""
+        ...
+
     def convert(self, module: nn.Module) -> nn.Module:
         """Give the module's parameters and buffers their format, in place."""
         ...
@@ -34,7 +45,8 @@ class Precision(Protocol):
         ...
 
     def unscale(self, optimizer: Optimizer) -> None:
-        """Before gradients are read (clipping): make them those of the loss itself. May be called again before the step."""
+        """Before gradients are read (clipping): make them those of the loss itself. May be called again before the step,
+        and a ``backward`` may still come between."""
         ...
 
     def step(self, optimizer: Optimizer, closure: Callable[[], Any] | None = None) -> Any:
@@ -44,3 +56,13 @@ class Precision(Protocol):
     def state_dict(self) -> dict[str, Any]: ...
 
     def load_state_dict(self, state: dict[str, Any]) -> None: ...
+
+
+@runtime_checkable
+class SkipsSteps(Protocol):
+    """A precision that leaves out steps whose gradients are not finite."""
+
+    @property
+    def skipped(self) -> bool:
+        """The last step was left out. Reading it may wait for the device."""
+        ...

@@ -16,6 +16,8 @@ class FullPrecision:
     """``"32-true"``: weights, activations and gradients are what the module made them, 32 bits by default."""
 
     name = "32-true"
+    compute: torch.dtype | None = None
+    weights: torch.dtype | None = None
 
     def __init__(self) -> None:
         self._nothing = nullcontext()

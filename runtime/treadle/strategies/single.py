@@ -4,26 +4,35 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
 from typing import Any, final
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
-from treadle.strategies.base import Reduction
+from treadle.collectives import Ranks
+from treadle.errors import ConfigError
+from treadle.precision import Precision
+from treadle.strategies.base import Share
 
 
 @final
-@dataclass(frozen=True)
 class SingleDevice:
     """Every parameter on one device; nothing to communicate."""
 
-    device: torch.device
-    rank: int = 0
-    world_size: int = 1
+    name = "single"
+    share = Share()
+    in_lockstep = False
+
+    def start(self, ranks: Ranks, precision: Precision) -> None:
+        if ranks.size > 1:
+            raise ConfigError(
+                f"strategy='single' with {ranks.size} ranks ({ranks.world.environment}).",
+                why="each would train a model of its own.",
+                fix='strategy="ddp", or devices=1',
+            )
+        self._device = ranks.device
 
     def place(self, module: nn.Module) -> nn.Module:
-        return module.to(self.device)
+        return module.to(self._device)
 
     def method(self, module: nn.Module, name: str) -> Callable[..., Any]:
         bound: Callable[..., Any] = getattr(module, name)
@@ -31,12 +40,3 @@ class SingleDevice:
 
     def local_gradients(self, module: nn.Module) -> AbstractContextManager[Any]:
         return nullcontext()
-
-    def reduce(self, value: Tensor, reduction: Reduction) -> Tensor:
-        return value
-
-    def gather(self, value: Tensor, *, sync_grads: bool) -> Tensor:
-        return value
-
-    def barrier(self) -> None:
-        pass

@@ -1,0 +1,228 @@
+"""The ranks of a run, and what they say to one another."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any, Literal, TypeVar, final
+
+import torch
+from torch import Tensor
+
+from treadle.environments import World
+from treadle.errors import ConfigError, DistributedError, TreadleError
+
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup, Store
+
+Reduction = Literal["mean", "sum", "min", "max"]
+Value = TypeVar("Value")
+
+
+@final
+class Ranks:
+    """All processes of a run. Every method is collective: each rank calls it, in the same order. One rank alone has
+    nothing to say, and no process group.
+
+    Args:
+        world: Where this process stands.
+        device: Where its tensors lie.
+        timeout: How long a collective waits for the others before it fails.
+    """
+
+    def __init__(self, world: World, device: torch.device, timeout: timedelta = timedelta(minutes=10)) -> None:
+        self.world, self.device, self.timeout = world, device, timeout
+        self.rank, self.size = world.rank, world.size
+        self.store: Store | None = None
+        """Where they met; None on one rank, and where somebody else has opened the process group."""
+        self._owned = False
+
+    @property
+    def met(self) -> bool:
+        """They can talk to one another."""
+        import torch.distributed as dist
+
+        return self.size == 1 or (dist.is_available() and dist.is_initialized())
+
+    def meet(self, *, always: bool = False) -> None:
+        """Wait for the others, and open the process group; on one rank only if ``always``. One that somebody else has
+        opened is used, and left open.
+
+        Raises:
+            DistributedError: Some did not come within the timeout.
+        """
+        import torch.distributed as dist
+
+        if dist.is_initialized():
+            if dist.get_world_size() != self.size or dist.get_rank() != self.rank:
+                raise ConfigError(
+                    f"a process group of {dist.get_world_size()} ranks is open, and {self.world.environment} says "
+                    f"rank {self.rank} of {self.size}.",
+                    why="the two count differently.",
+                    fix="leave init_process_group to treadle, or make devices= and num_nodes= agree with it.",
+                )
+            return
+        if self.size == 1 and not always:
+            return
+        if self.size == 1:
+            dist.init_process_group(self._backend, store=dist.HashStore(), rank=0, world_size=1)
+        else:
+            try:
+                self._open()
+            except (dist.DistError, RuntimeError, ValueError) as error:  # torch has several for the same
+                raise DistributedError(
+                    f"the {self.size} ranks did not meet at {self.world.address}:{self.world.port} within "
+                    f"{self.timeout.total_seconds():g} s: {_first_line(error)}.",
+                    why=f"rank {self.rank} was there; each of the others must run and reach that address.",
+                    fix="look at the output of the other ranks; check MASTER_ADDR, MASTER_PORT and the firewall.",
+                ) from error
+        self._owned = True
+
+    def _open(self) -> None:
+        import torch.distributed as dist
+
+        settings: dict[str, Any] = {"device_id": self.device} if self.device.type == "cuda" else {}
+        # Under torch's elastic agent the store is the agent's, and what a run before a restart left is still in it.
+        theirs = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
+        self._tcp = dist.TCPStore(
+            self.world.address, self.world.port, self.size, is_master=self.rank == 0 and not theirs, timeout=self.timeout
+        )
+        self.store = dist.PrefixStore(f"treadle/{self.world.restarts}", self._tcp)
+        dist.init_process_group(
+            self._backend,
+            store=self.store,
+            rank=self.rank,
+            world_size=self.size,
+            timeout=self.timeout,
+            **settings,
+        )
+
+    @property
+    def _backend(self) -> str:
+        """Tensors on the host always have gloo, so that counters need no device."""
+        import torch.distributed as dist
+
+        if self.device.type == "cpu":
+            return "gloo"
+        return f"cpu:gloo,{self.device.type}:{dist.get_default_backend_for_device(self.device)}"
+
+    def leave(self) -> None:
+        """Close the process group, if :meth:`meet` opened it."""
+        import torch.distributed as dist
+
+        if self._owned and dist.is_initialized():
+            dist.destroy_process_group()
+        self._owned = False
+
+    def reduce(self, value: Tensor, reduction: Reduction = "mean", group: ProcessGroup | None = None) -> Tensor:
+        """``value`` over the ranks of ``group`` (default: all), same shape; a new tensor where there are several."""
+        if self.size == 1:
+            return value
+        import torch.distributed as dist
+
+        operations = {"mean": dist.ReduceOp.SUM, "sum": dist.ReduceOp.SUM, "min": dist.ReduceOp.MIN}
+        result = value.detach().clone(memory_format=torch.contiguous_format)
+        dist.all_reduce(result, operations.get(reduction, dist.ReduceOp.MAX), group=group)
+        return result / dist.get_world_size(group) if reduction == "mean" else result
+
+    def gather(self, value: Tensor, *, sync_grads: bool = False, group: ProcessGroup | None = None) -> Tensor:
+        """``value`` of every rank, of one shape, stacked in a new first dimension; as it is on one rank. With
+        ``sync_grads``, gradients flow back to each rank."""
+        if self.size == 1:
+            return value
+        import torch.distributed as dist
+
+        if sync_grads:
+            from torch.distributed.nn.functional import all_gather
+
+            return torch.stack(list(all_gather(value.contiguous(), group or dist.group.WORLD)))
+        parts = [torch.empty_like(value, memory_format=torch.contiguous_format) for _ in range(dist.get_world_size(group))]
+        dist.all_gather(parts, value.detach().contiguous(), group=group)
+        return torch.stack(parts)
+
+    def gather_objects(self, value: Value, *, to: int | None = None) -> list[Value]:
+        """``value`` of every rank, on all of them, or on rank ``to`` alone (the others get an empty list). For what is
+        small: it is pickled."""
+        if self.size == 1:
+            return [value]
+        import torch.distributed as dist
+
+        found: list[Any] = [None] * self.size
+        if to is None:
+            dist.all_gather_object(found, value)
+            return found
+        dist.gather_object(value, found if self.rank == to else None, to)
+        return found if self.rank == to else []
+
+    def broadcast(self, value: Value, source: int = 0) -> Value:
+        """``value`` of rank ``source``, on all: a tensor, or anything small that can be pickled."""
+        if self.size == 1:
+            return value
+        import torch.distributed as dist
+
+        if isinstance(value, Tensor):
+            result = value.detach().clone(memory_format=torch.contiguous_format)
+            dist.broadcast(result, source)
+            return result
+        box: list[Any] = [value]
+        dist.broadcast_object_list(box, source)
+        received: Value = box[0]
+        return received
+
+    def barrier(self) -> None:
+        """Wait for all."""
+        if self.size > 1:
+            self.reduce(torch.zeros((), dtype=torch.int64), "sum")
+
+    def from_rank_zero(self, work: Callable[[], Value]) -> Value:
+        """What ``work`` returns on rank 0, on all of them; or what it raised there.
+
+        Raises:
+            TreadleError: As ``work`` did on rank 0.
+        """
+        if self.size == 1:
+            return work()
+        outcome: tuple[Any, TreadleError | None] = (None, None)
+        if self.rank == 0:
+            try:
+                outcome = (work(), None)
+            except TreadleError as error:
+                outcome = (None, error)
+        result, raised = self.broadcast(outcome)
+        if raised is not None:
+            raise everywhere(raised)
+        found: Value = result
+        return found
+
+    def agree(self, values: Mapping[str, object], *, fix: str) -> None:
+        """Make sure that each of ``values``, anything with a ``repr``, is the same on all ranks.
+
+        Raises:
+            ConfigError: One isn't; on every rank, with what it is on two of them.
+        """
+        if self.size == 1:
+            return
+        found = self.gather_objects({name: repr(value) for name, value in values.items()})
+        for rank, others in enumerate(found):
+            for name in sorted({*found[0], *others}):
+                ours, theirs = found[0].get(name, "not set"), others.get(name, "not set")
+                if ours != theirs:
+                    raise everywhere(
+                        ConfigError(
+                            f"the ranks were started with different settings: {name} is {ours} on rank 0 and {theirs} on "
+                            f"rank {rank}.",
+                            why="all ranks run the same program with the same settings.",
+                            fix=fix,
+                        )
+                    )
+
+
+def everywhere(error: Exception) -> Exception:
+    """Mark ``error`` as one that every rank raises, so that rank 0 alone need say it."""
+    error.__dict__["on_every_rank"] = True
+    return error
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")

@@ -1,0 +1,129 @@
+"""Know before you run: what a training step takes, without a GPU and without its memory."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from torch import nn
+
+from treadle.data import DataModule, training_stream
+from treadle.errors import ConfigError, DataError
+from treadle.estimating.estimate import Estimate, estimate_of
+from treadle.estimating.layout import Layout, layout_of
+from treadle.estimating.ledger import Ledger
+from treadle.estimating.rehearsal import Rehearsal
+from treadle.module import Module
+from treadle.precision import Precision, precision_for
+from treadle.seeding import isolated_rng
+from treadle.strategies import Strategy
+
+__all__ = ["Estimate", "Layout", "Ledger", "estimate", "report"]
+
+
+def estimate(
+    module: nn.Module,
+    batch: Any,
+    *,
+    optimizer_of: Callable[[Any], Any] | None = None,
+    ranks: int = 1,
+    strategy: str | Strategy | Layout = "auto",
+    precision: str | int | Precision = "32-true",
+    accumulate: int = 1,
+) -> Estimate:
+    """Parameters, memory and FLOPs of one training step on ``batch``.
+
+    Two steps of a copy are run whose tensors have shapes and no memory. On one rank and with DDP, weights, gradients,
+    optimizer state, activations and the peak are to the byte those of torch's CPU allocator, but for what a kernel takes
+    and frees inside of itself; other devices have kernels and an allocator of their own. With sharding they are divided as
+    the strategy does, and the peak is approximate.
+
+    Args:
+        module: A treadle Module, real or made on the ``meta`` device. It stays as it is.
+        batch: One batch of one rank: from a loader, or any tensors of its shapes in tuples, lists and dicts.
+        optimizer_of: What makes the optimizers of a module; default: its ``configure_optimizers``.
+        ranks: How many there are.
+        strategy: A name, an object of one, or the :class:`Layout` it amounts to.
+        precision: A name, or an object made for the CPU.
+        accumulate: Batches in a step.
+
+    Raises:
+        ConfigError: The strategy doesn't fit the ranks; an unknown name.
+        ModuleError: The module has lazy layers, or holds what can't be copied.
+    """
+    if isinstance(accumulate, bool) or not isinstance(accumulate, int) or accumulate < 1:
+        raise ConfigError(f"accumulate={accumulate!r}.", why="a step is of one batch or several.", fix="accumulate=1")
+    layout = layout_of(strategy, ranks)
+    chosen = precision_for("bf16-mixed" if precision == "float8" else precision)
+    with isolated_rng():
+        rehearsal = Rehearsal(
+            module, batch, precision=chosen, layout=layout, keeps=layout.keeps_gradients or accumulate > 1
+        )
+        measured = rehearsal.measure(optimizer_of)
+    if precision == "float8":  # which only some GPUs can compute in
+        measured.problems.append(
+            "float8 is counted as bf16-mixed: copies of linear layers' weights and inputs are smaller"
+        )
+    return estimate_of(
+        measured,
+        layout,
+        module=type(module).__name__,
+        precision="float8" if precision == "float8" else chosen.name,
+        compute=chosen.compute,
+        accumulate=accumulate,
+    )
+
+
+def report(
+    module: Module,
+    data: Any = None,
+    *,
+    devices: int = 1,
+    num_nodes: int = 1,
+    strategy: str | Strategy | Layout = "auto",
+    precision: str | int | Precision = "32-true",
+    accumulate_grad_batches: int = 1,
+) -> str:
+    """The estimate in words, for the first batch that a fit would read.
+
+    Args:
+        module: See :func:`estimate`.
+        data: A DataModule, a loader or several; None: the module's own.
+        devices: Ranks on each node, which this machine need not have.
+
+    Raises:
+        DataError: There is no batch.
+    """
+    with isolated_rng():
+        batch = first_batch(module if data is None else data)
+    found = estimate(
+        module,
+        batch,
+        ranks=devices * num_nodes,
+        strategy=strategy,
+        precision=precision,
+        accumulate=accumulate_grad_batches,
+    )
+    return found.described()
+
+
+def first_batch(data: Any) -> Any:
+    """The first batch of training data: of a DataModule, which is set up, of a Module's own loader, or of loaders.
+
+    Raises:
+        DataError: There is none.
+    """
+    if isinstance(data, (DataModule, Module)):
+        if isinstance(data, DataModule):
+            data.prepare_data()
+            data.setup("fit")
+        data = data.train_dataloader()
+    stream = training_stream(data, name="the train loader")
+    try:
+        for batch in stream:
+            return batch
+    finally:
+        stream.close()
+    raise DataError(
+        "the train loader gave no batch.", why="an estimate is of a step on one.", fix="check the size of the data set."
+    )

@@ -1,0 +1,125 @@
+"""What was logged, over all ranks."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, NamedTuple
+
+import torch
+from torch import Tensor
+
+from treadle.collectives import Ranks, everywhere
+from treadle.errors import ModuleError, warn
+from treadle.metric_objects import find, found_again
+from treadle.metrics import Logbook, Number, Slot
+
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
+
+
+class Key(NamedTuple):
+    """What ranks must have in common of a metric."""
+
+    name: str
+    loader: int | None
+    reduce_fx: str
+    metric: str | None
+    """The attribute of the module that a metric object is."""
+
+
+def agree_on_epoch(book: Logbook, ranks: Ranks, group: ProcessGroup | None, owner: object) -> None:
+    """Reduce over all ranks what each has added up over the epoch, where that was not done yet. Collective: two small
+    messages, and one for each kind of reduction. On one rank, nothing.
+
+    A rank that saw no batch contributes nothing. A metric object reduces itself (torchmetrics does).
+
+    Raises:
+        ModuleError: The ranks logged different metrics; on every rank.
+    """
+    if ranks.size == 1:
+        return
+    own = {
+        Key(slot.plain_name, slot.loader, slot.reduce_fx, find(owner, slot.metric) if slot.metric is not None else None): slot
+        for slot in book.slots()
+        if slot.on_epoch and slot.syncs_epoch and slot.agreed is None and (slot.total is not None or slot.gathered)
+    }
+    keys = _common(list(own), ranks, empty=book.empty)
+    for key in keys:
+        if key.metric is not None:
+            metric = own[key].metric if key in own else found_again(owner, key.metric)
+            if not hasattr(metric, "sync") and not hasattr(metric, "dist_sync_fn"):
+                warn("metric", f"{type(metric).__name__} doesn't reduce over ranks: {key.name} is what each rank saw.")
+            value = metric.compute()
+            if key in own:
+                own[key].agreed = own[key]._number(value)
+    _reduce([key for key in keys if key.metric is None], own, ranks, group)
+
+
+def _reduce(keys: Sequence[Key], own: dict[Key, Slot], ranks: Ranks, group: ProcessGroup | None) -> None:
+    for kind in ("mean", "sum", "min", "max"):
+        of_kind = [key for key in keys if key.reduce_fx == kind]
+        if not of_kind:
+            continue
+        nothing = {"min": float("inf"), "max": float("-inf")}.get(kind, 0.0)
+        totals = [own[key].total if key in own else nothing for key in of_kind]
+        weights = [own[key].weight if key in own else 0.0 for key in of_kind] if kind == "mean" else []
+        reduced = ranks.reduce(_stacked([*totals, *weights], ranks.device), "sum" if kind == "mean" else kind, group)  # type: ignore[arg-type]
+        for index, key in enumerate(of_kind):
+            if key in own:
+                weight = reduced[len(of_kind) + index] if weights else 0.0
+                own[key].agreed = own[key].finished(reduced[index], weight)
+
+
+def agree_on_step(book: Logbook, ranks: Ranks, group: ProcessGroup | None) -> None:
+    """Reduce over all ranks the values of the step at hand that were logged with ``sync_dist``. Collective, as above."""
+    if ranks.size == 1:
+        return
+    own = {
+        Key(slot.step_name, slot.loader, slot.reduce_fx, None): slot
+        for slot in book.fresh()
+        if slot.syncs_steps and slot.metric is None
+    }
+    keys = _common(list(own), ranks, empty=False)
+    for kind in ("mean", "sum", "min", "max"):
+        of_kind = [key for key in keys if key.reduce_fx == kind]
+        if of_kind:
+            values = _stacked([own[key].value for key in of_kind], ranks.device)
+            for key, value in zip(of_kind, ranks.reduce(values, kind, group), strict=True):  # type: ignore[arg-type]
+                own[key].value = value
+
+
+def _common(keys: list[Key], ranks: Ranks, *, empty: bool) -> list[Key]:
+    """The keys of all ranks, in one order."""
+    keys = sorted(keys, key=repr)
+    digest = hashlib.blake2b(repr(keys).encode(), digest_size=7)
+    number = int.from_bytes(digest.digest(), "big")
+    largest = ranks.reduce(torch.tensor([number, -number], dtype=torch.int64), "max").tolist()
+    if largest == [number, -number]:
+        return keys
+    found = ranks.gather_objects((keys, empty))
+    told = [(rank, names) for rank, (names, is_empty) in enumerate(found) if not is_empty]
+    first_rank, first = told[0]
+    for rank, names in told[1:]:
+        if names != first:
+            raise everywhere(_different(first_rank, first, rank, names))
+    return first
+
+
+def _different(one: int, keys: list[Key], other: int, others: list[Key]) -> ModuleError:
+    left, right = [_said(key) for key in keys if key not in others], [_said(key) for key in others if key not in keys]
+    return ModuleError(
+        f"the ranks logged different metrics: only rank {one} {', '.join(left) or 'nothing'}, "
+        f"only rank {other} {', '.join(right) or 'nothing'}.",
+        why="a value over all ranks needs one from each.",
+        fix="log it on every rank (with batch_size=0 where there is nothing to count), or with sync_dist=False.",
+    )
+
+
+def _said(key: Key) -> str:
+    return f"{key.name!r} ({key.reduce_fx})"
+
+
+def _stacked(values: Sequence[Number | None], device: torch.device) -> Tensor:
+    wide = torch.float32 if device.type == "mps" else torch.float64
+    return torch.stack([torch.as_tensor(value, dtype=wide, device=device).reshape(()) for value in values])
