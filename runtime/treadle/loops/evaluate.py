@@ -174,7 +174,9 @@ def evaluating(run: Run, stage: Stage) -> Iterator[None]:
     modes = [(submodule, submodule.training) for submodule in module.modules()]
     getattr(module, f"on_{stage.hooks}_model_eval")()
     try:
-        with torch.inference_mode() if run.inference_mode else torch.no_grad():
+        # A strategy that gathers weights writes into memory that training has made, which inference mode forbids.
+        inference = run.inference_mode and not run.fabric.strategy.in_lockstep
+        with torch.inference_mode() if inference else torch.no_grad():
             yield
     finally:
         restored = f"on_{stage.hooks}_model_train"

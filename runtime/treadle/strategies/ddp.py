@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
@@ -80,6 +81,8 @@ class DDP:
         from torch.nn.parallel import DistributedDataParallel
 
         device = self._ranks.device
+        named = inspect.signature(DistributedDataParallel).parameters
+        buffers = "forward_sync_buffers" if "forward_sync_buffers" in named else "broadcast_buffers"  # before torch 2.13
         wrapped = DistributedDataParallel(
             _Methods(module),
             device_ids=None if device.type == "cpu" else [device],
@@ -87,7 +90,7 @@ class DDP:
             static_graph=self.static_graph,
             gradient_as_bucket_view=True,
             bucket_cap_mb=self.bucket_cap_mb,
-            broadcast_buffers=self.broadcast_buffers,
+            **{buffers: self.broadcast_buffers},
         )
         if self.compression is not None:
             wrapped.register_comm_hook(*self._hook())
