@@ -14,7 +14,8 @@ from treadle.environments import World
 from treadle.errors import ConfigError, DistributedError, TreadleError
 
 if TYPE_CHECKING:
-    from torch.distributed import ProcessGroup, Store
+    from torch.distributed import ProcessGroup
+    from torch.distributed.distributed_c10d import Store
 
 Reduction = Literal["mean", "sum", "min", "max"]
 Value = TypeVar("Value")
@@ -66,7 +67,7 @@ class Ranks:
         if self.size == 1 and not always:
             return
         if self.size == 1:
-            dist.init_process_group(self._backend, store=dist.HashStore(), rank=0, world_size=1)
+            dist.init_process_group(self._backend, store=dist.HashStore(), rank=0, world_size=1)  # type: ignore[attr-defined]
         else:
             try:
                 self._open()
@@ -81,14 +82,19 @@ class Ranks:
 
     def _open(self) -> None:
         import torch.distributed as dist
+        from torch.distributed import distributed_c10d
 
         settings: dict[str, Any] = {"device_id": self.device} if self.device.type == "cuda" else {}
         # Under torch's elastic agent the store is the agent's, and what a run before a restart left is still in it.
         theirs = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
-        self._tcp = dist.TCPStore(
-            self.world.address, self.world.port, self.size, is_master=self.rank == 0 and not theirs, timeout=self.timeout
+        self._tcp = dist.TCPStore(  # type: ignore[attr-defined]
+            self.world.address,
+            self.world.port,
+            self.size,
+            is_master=self.rank == 0 and not theirs,
+            timeout=self.timeout,
         )
-        self.store = dist.PrefixStore(f"treadle/{self.world.restarts}", self._tcp)
+        self.store = distributed_c10d.PrefixStore(f"treadle/{self.world.restarts}", self._tcp)
         dist.init_process_group(
             self._backend,
             store=self.store,
@@ -137,7 +143,9 @@ class Ranks:
             from torch.distributed.nn.functional import all_gather
 
             return torch.stack(list(all_gather(value.contiguous(), group or dist.group.WORLD)))
-        parts = [torch.empty_like(value, memory_format=torch.contiguous_format) for _ in range(dist.get_world_size(group))]
+        parts = [
+            torch.empty_like(value, memory_format=torch.contiguous_format) for _ in range(dist.get_world_size(group))
+        ]
         dist.all_gather(parts, value.detach().contiguous(), group=group)
         return torch.stack(parts)
 
@@ -164,7 +172,7 @@ class Ranks:
         if isinstance(value, Tensor):
             result = value.detach().clone(memory_format=torch.contiguous_format)
             dist.broadcast(result, source)
-            return result
+            return result  # type: ignore[return-value]
         box: list[Any] = [value]
         dist.broadcast_object_list(box, source)
         received: Value = box[0]

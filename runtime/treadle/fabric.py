@@ -18,7 +18,7 @@ from torch.optim import Optimizer
 from treadle.batches import apply, move
 from treadle.checkpoint.file import read_plain, write_plain
 from treadle.collectives import Ranks, Reduction
-from treadle.data.parallel import Shared, ShardedLoader
+from treadle.data.parallel import ShardedLoader, Shared
 from treadle.devices import Devices, chosen, device_at, kind_of
 from treadle.environments import Environment, World, environment_for
 from treadle.errors import CheckpointError, ConfigError
@@ -256,7 +256,9 @@ class Fabric:
             parameter.data.copy_(self.broadcast(parameter.data))
         self.sync_buffers(module)
 
-    def setup_dataloaders(self, *loaders: Any, use_distributed_sampler: bool = True, move_to_device: bool = True) -> Any:
+    def setup_dataloaders(
+        self, *loaders: Any, use_distributed_sampler: bool = True, move_to_device: bool = True
+    ) -> Any:
         """The same loaders, each rank reading its part: every ``world_size``-th batch of the order that rank 0 draws.
 
         Args:
@@ -393,7 +395,7 @@ class Fabric:
         Raises:
             CheckpointError: A missing or damaged file, or one that lacks a key of ``state``.
         """
-        content = read_plain(Path(path))
+        content: dict[str, Any] = read_plain(Path(path))
         for key, target in (state or {}).items():
             if key not in content:
                 raise CheckpointError(

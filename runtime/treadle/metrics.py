@@ -369,7 +369,9 @@ class Logbook:
 
     def _current(self, slot: Slot) -> Number | None:
         """The value of the step at hand; None of a metric object that would ask the other ranks for it."""
-        return None if slot.metric is not None and not self.alone and not has_step_value(slot.metric) else slot.current()
+        return (
+            None if slot.metric is not None and not self.alone and not has_step_value(slot.metric) else slot.current()
+        )
 
     def _reduced(self, slot: Slot) -> Number | None:
         """The reduction over the epoch so far; None of a metric object that would ask the other ranks for it."""

@@ -306,9 +306,7 @@ class Module(HasHyperParameters, nn.Module):
 
     def __getstate__(self) -> dict[str, Any]:
         """Copies and pickles leave the run behind."""
-        return {
-            name: value for name, value in self.__dict__.items() if name not in _OF_A_RUN
-        }
+        return {name: value for name, value in self.__dict__.items() if name not in _OF_A_RUN}
 
     @property
     def logger(self) -> Logger | None:
@@ -515,9 +513,7 @@ def load_weights(module: Module, checkpoint: Checkpoint, *, strict: bool | None 
         CheckpointError: They are not those of such a module.
     """
     try:
-        load_full_state(
-            module, checkpoint["state_dict"], strict=module.strict_loading if strict is None else strict
-        )
+        load_full_state(module, checkpoint["state_dict"], strict=module.strict_loading if strict is None else strict)
     except RuntimeError as error:
         saved = checkpoint["hyper_parameters"]
         differ = [name for name, value in saved.items() if name in module.hparams and module.hparams[name] != value]

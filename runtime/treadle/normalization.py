@@ -20,11 +20,11 @@ class SyncBatchNorm(_BatchNorm):
 
     ranks: Ranks
 
-    def _check_input_dim(self, input: Tensor) -> None:
+    def _check_input_dim(self, input: Tensor) -> None:  # noqa: A002 - torch's name for it
         if input.dim() < 2:
             raise ValueError(f"batch normalization of a tensor of shape {tuple(input.shape)}: it has no channels")
 
-    def forward(self, input: Tensor) -> Tensor:
+    def forward(self, input: Tensor) -> Tensor:  # noqa: A002
         uses_batch = self.training or self.running_mean is None
         if not uses_batch or self.ranks.size == 1:
             return super().forward(input)
@@ -44,7 +44,8 @@ class SyncBatchNorm(_BatchNorm):
         result = (wide - mean.view(shape)) * torch.rsqrt(variance + self.eps).view(shape)
         if self.weight is not None:
             result = result * self.weight.view(shape) + self.bias.view(shape)
-        return result.to(input.dtype)
+        normalized: Tensor = result.to(input.dtype)
+        return normalized
 
     def _remember(self, mean: Tensor, squares: Tensor, count: Tensor) -> None:
         assert self.running_mean is not None

@@ -40,7 +40,9 @@ def _run(fabric: Fabric, trainer: Trainer, function: str, module: Module, argume
     result = getattr(trainer, function)(module, *arguments)
     assert trainer._parts is not None
     state = dict(checkpoint_of(trainer._parts, weights_only=False))
-    kept = {name: state.get(name, {}) for name in ("state_dict", "progress", "results", "callbacks", "hyper_parameters")}
+    kept = {
+        name: state.get(name, {}) for name in ("state_dict", "progress", "results", "callbacks", "hyper_parameters")
+    }
     folders = [callback._folder for callback in trainer.checkpoint_callbacks if isinstance(callback, ModelCheckpoint)]
     return apply(result, _on_host), apply({**kept, "log_dir": trainer.log_dir}, _on_host), folders
 

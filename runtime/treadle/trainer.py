@@ -34,8 +34,8 @@ from treadle.callbacks import Callback
 from treadle.callbacks.hooks import Hooks
 from treadle.callbacks.signatures import check as check_signatures
 from treadle.checkpoint import Checkpoint, make_folder, read, write
-from treadle.console import announce, announce_checkpoint, table
 from treadle.compiling import Compile, compile_for
+from treadle.console import announce, announce_checkpoint, table
 from treadle.data import DataModule
 from treadle.data.parallel import Shared
 from treadle.errors import CheckpointError, ConfigError, ModuleError
@@ -154,7 +154,7 @@ class Trainer(Readings):
         num_nodes: int = 1,
         strategy: str | Strategy = "auto",
         precision: str | int | Precision = "32-true",
-        compile: bool | str | Compile | None = None,
+        compile: bool | str | Compile | None = None,  # noqa: A002 - the field's name for it
         sync_batchnorm: bool = False,
         use_distributed_sampler: bool = True,
         logger: bool | Logger | Sequence[Logger] | None = None,

@@ -46,9 +46,13 @@ class TestAnArgumentOfTheTrainer:
         "name, values",
         [
             ("accelerator", ["tpuu", None, 3]),
-            ("devices", [2, 0, -1, "all", None, [0, 1]]),
+            ("devices", [0, -2, "all", None, [0, 0], [], True, 1.5]),
+            ("num_nodes", [0, -1, "two", None]),
             ("strategy", ["dpp", None, 3, nn.Linear]),
-            ("precision", ["33-true", "bf16-mixed", None, 16, 1.5, torch.float16]),
+            ("precision", ["33-true", None, 8, 1.5, torch.float16]),
+            ("compile", ["everything", 3]),
+            ("sync_batchnorm", ["no", 2]),
+            ("use_distributed_sampler", ["no", 2]),
             ("logger", ["csv", 3, CSVLogger, [CSVLogger], [None]]),
             ("callbacks", [EarlyStopping, [EarlyStopping], "EarlyStopping", 3, [None], {"a": 1}]),
             ("fast_dev_run", [-1, 0.5, "yes", None]),
@@ -104,7 +108,8 @@ class TestAnArgumentOfTheTrainer:
             ({"accelerator": "gpuu"}, "did you mean 'gpu'?"),
             ({"strategy": "sinle"}, "did you mean 'single'?"),
             ({"precision": "32-tru"}, "did you mean '32-true'?"),
-            ({"precision": "bf16-mixed"}, "use one of '32-true'."),
+            ({"precision": "bf16-mixd"}, "did you mean 'bf16-mixed'?"),
+            ({"strategy": "fdsp"}, "did you mean 'fsdp'?"),
         ],
     )
     def test_that_is_a_misspelled_name_gets_the_nearest(self, settings: dict[str, Any], fix: str) -> None:
@@ -123,7 +128,7 @@ class TestAnArgumentOfTheTrainer:
 
     @pytest.mark.parametrize(
         "name, fix",
-        [("max_epoch", "did you mean 'max_epochs'?"), ("sync_batchnorm", "one device"), ("gpus", 'accelerator="gpu"')],
+        [("max_epoch", "did you mean 'max_epochs'?"), ("gpus", 'accelerator="gpu"')],
     )
     def test_that_there_is_none_of_is_told_so(self, name: str, fix: str) -> None:
         """The nearest name, or what to do instead of one that the old library has."""

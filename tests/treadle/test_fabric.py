@@ -145,7 +145,7 @@ class TestMovingABatch:
     @pytest.fixture
     def move(self) -> Any:
         fabric = treadle.Fabric()
-        fabric.strategy = treadle.strategies.SingleDevice(torch.device("meta"))
+        fabric.device = torch.device("meta")
         return fabric.to_device
 
     def test_moves_every_tensor_in_it(self, move: Any) -> None:
@@ -195,9 +195,12 @@ class TestOneProcess:
         treadle.Fabric().print("a", 1)
         assert capsys.readouterr().out == "a 1\n"
 
-    def test_has_one_device(self) -> None:
-        with pytest.raises(ConfigError, match="devices=2: this version trains on one device"):
-            treadle.Fabric(devices=2)
+
+
+class TestSeveralRanksThatWereNotLaunched:
+    def test_place_nothing(self) -> None:
+        with pytest.raises(ConfigError, match=r"fabric\.setup before fabric\.launch\(\)"):
+            treadle.Fabric(devices=2).setup(nn.Linear(1, 1))
 
 
 class TestSomebodysOwnParts:
@@ -221,6 +224,8 @@ class FullLike:
     """All that a precision needs."""
 
     name = "mine"
+    compute = None
+    weights = None
 
     def convert(self, module: nn.Module) -> nn.Module:
         return module

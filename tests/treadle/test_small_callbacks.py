@@ -20,7 +20,6 @@ from treadle.callbacks.model_summary import ModelSummary, summarize
 from treadle.callbacks.prediction_writer import BasePredictionWriter, PredictionWriter
 from treadle.callbacks.timer import Timer
 from treadle.errors import CheckpointError, ConfigError, ModuleError
-from treadle.strategies import SingleDevice
 from treadle.testing import Classifier, NoisyPoints, Points
 
 SIX_BATCHES = DataLoader(torch.ones(12), batch_size=2)  # type: ignore[arg-type]
@@ -293,10 +292,13 @@ class TestATimer:
 
     def test_on_several_ranks_stops_at_a_log_point(self, make_bare: Any, clock: Clock) -> None:
         """Only there they ask each other: the third batch is over time, the fourth is the last."""
-        ranks = SingleDevice(torch.device("cpu"), world_size=2)
-        trainer = make_bare(callbacks=Timer({"seconds": 30}), max_epochs=9, log_every_n_steps=4, strategy=ranks)
-        trainer.fit(Takes(clock), SIX_BATCHES)
-        assert trainer.progress.batches == 4
+
+        def train(ranks: Any) -> int:
+            trainer = make_bare(callbacks=Timer({"seconds": 30}), max_epochs=9, log_every_n_steps=4)
+            trainer.fit(Takes(clock), DataLoader(torch.ones(24), batch_size=2))  # type: ignore[arg-type]
+            return trainer.progress.batches
+
+        assert on_trainer_ranks(2, train) == [4, 4]
 
     def test_takes_real_time(self, make_bare: Any) -> None:
         class Sleeps(Weight):
@@ -476,10 +478,13 @@ class TestAFolderOfPredictions:
         assert max(path.stat().st_size for path in tmp_path.glob("*.pt")) < 10_000
 
     def test_says_which_rank_of_several_wrote(self, make_bare: Any, tmp_path: Path) -> None:
-        ranks = SingleDevice(torch.device("cpu"), rank=1, world_size=2)
-        make_bare(callbacks=PredictionWriter(tmp_path), strategy=ranks).predict(Weight(), THREE)
+        def predict(ranks: Any) -> None:
+            make_bare(callbacks=PredictionWriter(tmp_path)).predict(Weight(), THREE)
+
+        on_trainer_ranks(2, predict)
         assert sorted(path.name for path in tmp_path.glob("*.pt")) == [
-            f"rank-1-batch-00000{batch}.pt" for batch in (0, 1)
+            "rank-0-batch-000000.pt",
+            "rank-1-batch-000000.pt",
         ]
 
     def test_with_predictions_of_another_run_is_an_error(self, make_bare: Any, tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from treadle.checkpoint import link
+from treadle.errors import CheckpointError
 
 if TYPE_CHECKING:
     from treadle.trainer import Trainer
@@ -72,3 +73,16 @@ def carry_out(trainer: Trainer, savings: Sequence[Saving]) -> None:
         for path in (path for saving in savings for path in saving.displaced):
             if path != trainer.ckpt_path:  # which the user named to start from
                 path.unlink(missing_ok=True)
+
+
+def require_one_rank(trainer: Trainer) -> None:
+    """
+    Raises:
+        CheckpointError: After an exception on one of several ranks, the others can't be asked for their state.
+    """
+    if trainer.world_size > 1:
+        raise CheckpointError(
+            f"an exception ended a run on {trainer.world_size} ranks.",
+            why="a checkpoint needs the state of all of them, and this one can't know what the others do.",
+            fix="resume from last.ckpt.",
+        )

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, final
 
 from treadle.callbacks.base import Callback
+from treadle.callbacks.checkpoint_writing import require_one_rank
 from treadle.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -56,6 +57,7 @@ class OnExceptionCheckpoint(Callback):
             return
         self._training = False
         try:
+            require_one_rank(trainer)
             trainer.save_checkpoint(self.ckpt_path)
         except Exception as error:  # noqa: BLE001 - whatever it is, the user is to see what came first
             said = f"OnExceptionCheckpoint: {self.ckpt_path} was not saved. {type(error).__name__}: {error}"

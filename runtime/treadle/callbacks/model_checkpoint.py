@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, final
 from treadle.callbacks.base import Callback
 from treadle.callbacks.checkpoint_naming import format_name, no_metric
 from treadle.callbacks.checkpoint_timing import Timing, rhythm
-from treadle.callbacks.checkpoint_writing import Saving, carry_out
+from treadle.callbacks.checkpoint_writing import Saving, carry_out, require_one_rank
 from treadle.checkpoint import make_folder
 from treadle.checkpoint.retention import Retention
 from treadle.errors import ConfigError
@@ -226,6 +226,7 @@ class ModelCheckpoint(Callback):
         self._trains = False
         path = self._path_of(f"exception{self.FILE_EXTENSION}")
         try:
+            require_one_rank(trainer)
             trainer.save_checkpoint(path, weights_only=self.save_weights_only)
         except Exception as error:  # noqa: BLE001 - whatever it is, the user is to see what came first
             said = f"ModelCheckpoint: {path} was not saved. {type(error).__name__}: {error}"

@@ -12,9 +12,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
+from treadle.batches import apply, move
 from treadle.callbacks.base import Callback
 from treadle.errors import ConfigError, ModuleError
-from treadle.batches import apply, move
 from treadle.seeding import isolated_rng
 
 if TYPE_CHECKING:

@@ -6,10 +6,10 @@ from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, final
 
+from treadle.batches import apply
 from treadle.callbacks.base import Callback
 from treadle.checkpoint import make_folder, write_plain
 from treadle.errors import ConfigError
-from treadle.batches import apply
 
 if TYPE_CHECKING:
     from treadle.module import Module

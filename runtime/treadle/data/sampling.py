@@ -112,8 +112,9 @@ class ResumableSampler(Sampler[Any]):
             if self.drop_last and len(items) < self.count:
                 return
             number, indices = items[min(self.index, len(items) - 1)]
-            sizes = [len(each) if isinstance(each, (list, tuple)) else 1 for _, each in items]
-            share = self.count * sizes[self.index] / sum(sizes) if self.index < len(items) and sum(sizes) else 0.0
+            sizes: list[int] = [len(each) if isinstance(each, (list, tuple)) else 1 for _, each in items]
+            every = sum(size for size in sizes)
+            share = self.count * sizes[self.index] / every if self.index < len(items) and every else 0.0
             self.asked.append((indices, share))
             yield Seeded(indices, (seed + number) % 2**63) if self.seeded else indices
 

@@ -144,9 +144,7 @@ def evaluation_streams(
     return [CombinedStream(loader, limit=limit, name=name, shared=shared)]
 
 
-def _smaller_limit(
-    loader: Any, one: int | float, other: int | float, name: str, shared: Shared | None
-) -> int | float:
+def _smaller_limit(loader: Any, one: int | float, other: int | float, name: str, shared: Shared | None) -> int | float:
     length = length_of(loader) if shared is None else Stream(loader, name=name, shared=shared).length
     counts = [limited(length, limit, name) for limit in (one, other)]
     return min((count for count in counts if count is not None), default=1.0)

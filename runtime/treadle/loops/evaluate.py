@@ -10,9 +10,9 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from treadle.batches import apply
 from treadle.callbacks.hooks import profiled
 from treadle.data.stream import Batches, no_batch
-from treadle.batches import apply
 from treadle.loops.calling import bind
 from treadle.loops.run import Run
 from treadle.loops.transfer import transfer_for

@@ -112,7 +112,9 @@ def of_rank(checkpoint: Checkpoint, ranks: Ranks) -> Checkpoint:
             f"saved on {before} ranks, and continued on {ranks.size}: with the same number of samples in all ranks' batches "
             "together, each step sees the samples that it would have seen; random numbers (dropout) are others.",
         )
-        checkpoint = cast(Checkpoint, {**checkpoint, "metrics": merged([rank["metrics"] for rank in saved], checkpoint)})
+        checkpoint = cast(
+            Checkpoint, {**checkpoint, "metrics": merged([rank["metrics"] for rank in saved], checkpoint)}
+        )
     return checkpoint if ranks.rank == 0 else cast(Checkpoint, {**checkpoint, "metrics": [], "metric_objects": {}})
 
 

@@ -40,7 +40,9 @@ def agree_on_epoch(book: Logbook, ranks: Ranks, group: ProcessGroup | None, owne
     if ranks.size == 1:
         return
     own = {
-        Key(slot.plain_name, slot.loader, slot.reduce_fx, find(owner, slot.metric) if slot.metric is not None else None): slot
+        Key(
+            slot.plain_name, slot.loader, slot.reduce_fx, find(owner, slot.metric) if slot.metric is not None else None
+        ): slot
         for slot in book.slots()
         if slot.on_epoch and slot.syncs_epoch and slot.agreed is None and (slot.total is not None or slot.gathered)
     }
@@ -64,7 +66,7 @@ def _reduce(keys: Sequence[Key], own: dict[Key, Slot], ranks: Ranks, group: Proc
         nothing = {"min": float("inf"), "max": float("-inf")}.get(kind, 0.0)
         totals = [own[key].total if key in own else nothing for key in of_kind]
         weights = [own[key].weight if key in own else 0.0 for key in of_kind] if kind == "mean" else []
-        reduced = ranks.reduce(_stacked([*totals, *weights], ranks.device), "sum" if kind == "mean" else kind, group)  # type: ignore[arg-type]
+        reduced = ranks.reduce(_stacked([*totals, *weights], ranks.device), "sum" if kind == "mean" else kind, group)
         for index, key in enumerate(of_kind):
             if key in own:
                 weight = reduced[len(of_kind) + index] if weights else 0.0
@@ -85,7 +87,7 @@ def agree_on_step(book: Logbook, ranks: Ranks, group: ProcessGroup | None) -> No
         of_kind = [key for key in keys if key.reduce_fx == kind]
         if of_kind:
             values = _stacked([own[key].value for key in of_kind], ranks.device)
-            for key, value in zip(of_kind, ranks.reduce(values, kind, group), strict=True):  # type: ignore[arg-type]
+            for key, value in zip(of_kind, ranks.reduce(values, kind, group), strict=True):
                 own[key].value = value
 
 

@@ -82,7 +82,9 @@ class DDP:
 
         device = self._ranks.device
         named = inspect.signature(DistributedDataParallel).parameters
-        buffers = "forward_sync_buffers" if "forward_sync_buffers" in named else "broadcast_buffers"  # before torch 2.13
+        buffers = (
+            "forward_sync_buffers" if "forward_sync_buffers" in named else "broadcast_buffers"
+        )  # before torch 2.13
         wrapped = DistributedDataParallel(
             _Methods(module),
             device_ids=None if device.type == "cpu" else [device],
@@ -90,7 +92,7 @@ class DDP:
             static_graph=self.static_graph,
             gradient_as_bucket_view=True,
             bucket_cap_mb=self.bucket_cap_mb,
-            **{buffers: self.broadcast_buffers},
+            **cast(Any, {buffers: self.broadcast_buffers}),
         )
         if self.compression is not None:
             wrapped.register_comm_hook(*self._hook())
