@@ -6,48 +6,102 @@ The only importer of jsonargparse (extra ``treadle[cli]``).
 from __future__ import annotations
 
 import inspect
+import json
+import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, Literal
+
+import torch
 
 from treadle.arguments import environment_settings
 from treadle.callbacks import Callback
 from treadle.checkpoint import write_plain
 from treadle.data import DataModule
+from treadle.environments import World, environment_for
 from treadle.errors import ConfigError, TreadleError, nearest
 from treadle.explaining import explained, not_settings
 from treadle.module import Module
 from treadle.seeding import seed_everything
 from treadle.trainer import Trainer
 
-Verb = Literal["fit", "validate", "test", "predict"]
+Verb = Literal["fit", "validate", "test", "predict", "estimate"]
 VERBS: dict[str, str] = {
     "fit": "train, and validate on the way",
     "validate": "evaluate a checkpoint on the validation data",
     "test": "evaluate a checkpoint on the test data",
     "predict": "apply a checkpoint to the prediction data and save what it says",
+    "estimate": "say what a training step takes in memory and FLOPs, on devices that needn't be there",
 }
 
 
 def main(model: type[Module], data: type[DataModule], args: Sequence[str] | None = None) -> None:
-    """Run the command line of a project and exit: 0 when done, 1 after a user's mistake, 130 when interrupted.
+    """Run the command line of a project and exit: 0 when done, 1 after a user's mistake, 130 when interrupted, 128 and its
+    number after a signal. Of several ranks, what all of them have to say is said once.
 
     Args:
         model: The project's Module; its ``__init__`` says what can be set under ``model``.
         data: The project's DataModule; the same for ``data``.
         args: Default: those of the process.
     """
+    from treadle.launch import launched, stay_with_parent
+
+    stay_with_parent()  # before anything can fail here, which is then that process's to say
     try:
         run(model, data, list(sys.argv[1:] if args is None else args))
     except TreadleError as error:
-        print(f"error: {error}", file=sys.stderr)
-        raise SystemExit(1) from None
+        _say(error)
+        status = 1
     except KeyboardInterrupt:
-        print(
-            "interrupted; fit --ckpt_path auto continues from the newest checkpoint, if there is one", file=sys.stderr
-        )
-        raise SystemExit(130) from None
+        if _world().rank == 0:
+            print(
+                "interrupted; fit --ckpt_path auto continues from the newest checkpoint, if there is one",
+                file=sys.stderr,
+            )
+        status = 130
+    else:
+        return
+    if (ours := launched()) is not None:
+        ours.close(failed=True)
+    raise SystemExit(status) from None
+
+
+def _say(error: TreadleError) -> None:
+    """Once: where every rank comes to the same, rank 0 says it, or the first on each machine; what one rank of several
+    says has its number. The ranks that treadle has started leave it to the process that did."""
+    from treadle.launch import launched, note
+
+    world = _world()
+    everywhere, of_command = (bool(error.__dict__.get(mark)) for mark in ("on_every_rank", "of_command"))
+    said_by_another = (everywhere and world.rank > 0) or (of_command and world.local_rank > 0)
+    if note(error) or said_by_another:
+        return
+    by_all = everywhere or (of_command and world.rank == 0) or launched() is not None or world.size == 1
+    print(f"{'' if by_all else f'rank {world.rank}: '}error: {error}", file=sys.stderr, flush=True)
+
+
+def _world() -> World:
+    from treadle.launch import launched
+
+    if (ours := launched()) is not None:
+        return ours.world
+    try:
+        return environment_for().world(os.environ)
+    except ConfigError:  # that is the error at hand
+        return World()
+
+
+@contextmanager
+def _of_command() -> Iterator[None]:
+    """Mistakes made inside are the command's and its files', the same for all ranks of a machine."""
+    try:
+        yield
+    except TreadleError as error:
+        error.__dict__["of_command"] = True
+        raise
 
 
 def run(model: type[Module], data: type[DataModule], args: list[str]) -> Trainer | None:
@@ -64,13 +118,17 @@ def run(model: type[Module], data: type[DataModule], args: list[str]) -> Trainer
         raise ConfigError(
             f"{verb!r} is not a command.", why=f"commands are {', '.join(VERBS)}.", fix=nearest(verb, VERBS)
         )
-    parser = _parser(verb, model, data)
-    settings = _parsed(parser, _without_empty_configs(rest))
-    if verb == "fit":
-        _require_duration(settings)
-    if settings.seed_everything is not None:
-        seed_everything(settings.seed_everything)
-    made = parser.instantiate(settings)
+    with _of_command():
+        parser = _parser(verb, model, data)
+        settings = _parsed(parser, _without_empty_configs(rest))
+        if verb == "fit":
+            _require_duration(settings)
+        if settings.seed_everything is not None:
+            seed_everything(settings.seed_everything)
+        if verb == "estimate":
+            _estimate(parser, settings, model)
+            return None
+        made = parser.instantiate(settings)
     trainer: Trainer
     if verb == "fit":
         trainer = _with(made.trainer, SaveConfig(_resolved(parser, settings)))
@@ -79,13 +137,69 @@ def run(model: type[Module], data: type[DataModule], args: list[str]) -> Trainer
     elif verb == "predict":
         trainer = made.trainer
         outputs = trainer.predict(made.model, datamodule=made.data, ckpt_path=settings.ckpt_path)
-        if outputs is not None:  # else a callback wrote them as they came
+        if outputs is not None and trainer.is_global_zero:  # None: a callback wrote them as they came
             write_plain(Path(settings.output), outputs)
             print(f"{len(outputs)} batches of predictions in {settings.output}")
     else:
         trainer = made.trainer
         getattr(trainer, verb)(made.model, datamodule=made.data, ckpt_path=settings.ckpt_path)
     return trainer
+
+
+def _estimate(parser: Any, settings: Any, model: type[Module]) -> None:
+    """Print what a step takes. Of the Trainer, only what it was asked for is looked at: none is made."""
+    from treadle.estimating import estimate_of_a_fit
+
+    as_json = settings.json
+    settings.trainer.callbacks = settings.trainer.profiler = None
+    settings.trainer.logger = False
+    parser.add_instantiator(lambda _, **asked: SimpleNamespace(**asked), Trainer)
+    parser.add_instantiator(_without_memory, model)
+    made = parser.instantiate(settings)
+    asked = made.trainer
+    found = estimate_of_a_fit(
+        made.model,
+        made.data,
+        devices=_count(asked.devices),
+        num_nodes=asked.num_nodes,
+        strategy=asked.strategy,
+        precision=asked.precision,
+        accumulate_grad_batches=asked.accumulate_grad_batches,
+        micro_batch_size=None if asked.micro_batch_size == "auto" else asked.micro_batch_size,
+    )
+    if _world().rank == 0:
+        print(json.dumps(found.as_dict()) if as_json else found.described())
+
+
+def _without_memory(kind: type[Module], *arguments: Any, **settings: Any) -> Module:
+    """A module on the meta device; for one that reads values when it is made, a real one."""
+    try:
+        with torch.device("meta"):
+            return kind(*arguments, **settings)
+    except Exception:  # noqa: BLE001 - users' code; what is wrong with it anyway is raised again here
+        return kind(*arguments, **settings)
+
+
+def _count(devices: Any) -> int:
+    """How many ``devices`` are meant, of a machine that need not be this one."""
+    match devices:
+        case "auto":
+            return 1
+        case [*indices]:
+            return len(indices)
+        case str() if "," in devices:
+            return len([index for index in devices.split(",") if index.strip()])
+    try:
+        count = int(devices)
+    except (TypeError, ValueError):
+        count = 0
+    if count < 1 or isinstance(devices, bool):
+        raise ConfigError(
+            f"devices={devices!r} in an estimate.",
+            why="it is of so many ranks on each node, whatever this machine has.",
+            fix="--trainer.devices 8",
+        )
+    return count
 
 
 def _resolved(parser: Any, settings: Any) -> str:
@@ -156,6 +270,9 @@ def _parser(verb: str, model: type[Module], data: type[DataModule]) -> Any:
     parser.set_defaults({f"trainer.{name}": value for name, value in environment_settings(known).items()})
     parser.add_class_arguments(model, "model")
     parser.add_class_arguments(data, "data")
+    if verb == "estimate":
+        parser.add_argument("--json", action="store_true", help="For machines: one JSON object, sizes in bytes.")
+        return parser
     if verb == "fit":
         default, how = None, 'Continue from "last", "best", a path, or "auto": "last" if there is one.'
     else:

@@ -9,9 +9,9 @@ policies: every Trainer of the environment gets them. Those of the other groups 
     [project.entry-points."treadle.strategies"]
     acme-ring = "acme_policy.ring:Ring"
 
-What each stands for is called: policies without arguments (they return one object or a list), strategies with the device,
-precisions and accelerators without arguments. A run that writes nothing (``fast_dev_run``, ``barebones``) has no logger, a
-policy's neither; callbacks are there. ``treadle.environments`` is reserved: nothing asks for it yet.
+What each stands for is called without arguments: policies return one object or a list of them, accelerators a device, the
+others an object. A run that writes nothing (``fast_dev_run``, ``barebones``) has no logger, a policy's neither; callbacks are
+there. Environments (``treadle.environments``) are asked before those that are built in, whether a process is one of theirs.
 
 The environment variable ``TREADLE_PLUGINS=none`` switches all of it off, ``Trainer(plugins="none")`` the policies.
 """

@@ -158,7 +158,7 @@ def dry_run(
 
     Args:
         step: A forward and a backward pass; raises when memory runs out. Optimizers must not step in it.
-        batch: One optimizer batch of this rank, of the same size on all.
+        batch: One optimizer batch of this rank.
         agree: See :func:`largest_that_fits`.
         samples: How many are in it; None: as :func:`split` counts.
         device: Of the module; default: the CPU.
@@ -170,7 +170,7 @@ def dry_run(
         ConfigError: Not even one sample fits, on some rank.
         DataError: The batch can't be split.
     """
-    full = sum(part.samples for part in split(batch, 2**62, samples))
+    full = -agree(-sum(part.samples for part in split(batch, 2**62, samples)))  # a rank with fewer tries all it has
     place = device or torch.device("cpu")
 
     def try_size(size: int) -> bool:

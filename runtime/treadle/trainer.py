@@ -127,6 +127,8 @@ class Trainer(Readings):
         enable_model_summary: Print the layers and their sizes before a fit. Default: no.
         accumulate_grad_batches: Batches for one optimizer step; gradients are the mean over them, in an epoch's shorter
             last window too.
+        micro_batch_size: Samples of a batch in one forward and backward pass, for the memory's sake: a step's gradient is
+            that of the undivided batch. ``auto``: as many as fit, found before the first step. None: all at once.
         gradient_clip_val: Bound for the gradients; None for no clipping.
         gradient_clip_algorithm: Whether it bounds their joint L2 norm (``norm``) or each element (``value``).
         deterministic: Only algorithms that give the same result each time, or an error; ``"warn"``: or a warning.
@@ -178,6 +180,7 @@ class Trainer(Readings):
         enable_progress_bar: bool | None = None,
         enable_model_summary: bool | None = None,
         accumulate_grad_batches: int = 1,
+        micro_batch_size: int | Literal["auto"] | None = None,
         gradient_clip_val: float | None = None,
         gradient_clip_algorithm: Literal["norm", "value"] = "norm",
         deterministic: bool | Literal["warn"] | None = None,
@@ -245,6 +248,7 @@ class Trainer(Readings):
         )
         self.stepping = Stepping(
             accumulate_grad_batches=accumulate_grad_batches,
+            micro_batch_size=micro_batch_size,
             gradient_clip_val=gradient_clip_val,
             gradient_clip_algorithm=gradient_clip_algorithm,
         )
@@ -524,7 +528,9 @@ class Trainer(Readings):
             silent=self.barebones,
         )
         shared = Shared.of(self.fabric.strategy.share, self.fabric.ranks) if self._deals_out else None
-        loaders = self._loaders = Loaders(module, datamodule, given, self.limits, shared, self.fabric.ranks)
+        loaders = self._loaders = Loaders(
+            module, datamodule, given, self.limits, shared, self.fabric.ranks, self.fabric.strategy.share.index
+        )
         self._run, self._parts = run, Parts(run, datamodule, self.callbacks, Optimizers())
         self._function, self._status = name, "running"
         for callback in self.callbacks:

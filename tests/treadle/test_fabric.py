@@ -196,7 +196,6 @@ class TestOneProcess:
         assert capsys.readouterr().out == "a 1\n"
 
 
-
 class TestSeveralRanksThatWereNotLaunched:
     def test_place_nothing(self) -> None:
         with pytest.raises(ConfigError, match=r"fabric\.setup before fabric\.launch\(\)"):

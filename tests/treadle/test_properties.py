@@ -86,7 +86,9 @@ def expected(plan: Plan) -> History:
             was.steps += steps
             if steps and was.steps % plan.log_every_n_steps == 0:
                 was.rows.append({"step": was.steps - 1, "epoch": was.epochs, "batch": was.batches})
-            asked = was.batches >= plan.stop_after and not ends_epoch and is_over(plan, was)  # inside: validated once more
+            asked = (
+                was.batches >= plan.stop_after and not ends_epoch and is_over(plan, was)
+            )  # inside: validated once more
             validates = asked or is_validated(plan, was, batch, steps)
             if validates:
                 was.validations.append(was.batches)

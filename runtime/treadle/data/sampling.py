@@ -54,13 +54,21 @@ class ResumableSampler(Sampler[Any]):
         index: Of this rank among those that share the loader.
         count: Of them.
         drop_last: Leave out a last round that is not whole.
+        generator: The loader's own, if it has one.
     """
 
     def __init__(
-        self, wrapped: Iterable[Any], *, seeded: bool, index: int = 0, count: int = 1, drop_last: bool = False
+        self,
+        wrapped: Iterable[Any],
+        *,
+        seeded: bool,
+        index: int = 0,
+        count: int = 1,
+        drop_last: bool = False,
+        generator: torch.Generator | None = None,
     ) -> None:
         self.wrapped = wrapped
-        self.seeded = seeded
+        self.seeded, self.generator = seeded, generator
         self.index, self.count, self.drop_last = index, count, drop_last
         self.draws_at_start = _draws_at_start(wrapped)
         self.asked: deque[tuple[Any, float]] = deque()
@@ -86,7 +94,8 @@ class ResumableSampler(Sampler[Any]):
     def start(self, skip: int = 0) -> None:
         """Settle the order of an epoch. The first ``skip`` index lists are drawn and dropped, which reads no sample."""
         self.asked.clear()
-        seed = _draw_seed() if self.seeded or not self.draws_at_start else 0
+        # torch's iterator draws a seed for its workers before its order: so that ours is the order of a plain loop.
+        seed = _draw_seed(self.generator)
         lists = iter(self.wrapped) if self.draws_at_start else _in_private(iter(self.wrapped), seed)
         if self._at_once:
             lists = iter(list(islice(lists, length_hint(self.wrapped))))
@@ -194,8 +203,8 @@ def _draws_at_start(sampler: object) -> bool:
     return type(sampler) in DRAWS_AT_START
 
 
-def _draw_seed() -> int:
-    return int(torch.empty((), dtype=torch.int64).random_().item())
+def _draw_seed(generator: torch.Generator | None) -> int:
+    return int(torch.empty((), dtype=torch.int64).random_(generator=generator).item())
 
 
 def _in_private(lists: Iterator[Any], seed: int) -> Iterator[Any]:

@@ -272,7 +272,7 @@ class Stream:
         self._start, self._owned_start = self.shared.begin(self._owned())
         _restore_each(self._owners(), self._owned_start)
         iterator = self._made()
-        if self.shared.ranks.rank:  # whose order it was goes on from there
+        if self.shared.index:  # ranks of rank 0's share go on from there, as it does
             restore_rng(own)
         return iterator
 
@@ -347,6 +347,7 @@ class Stream:
             index=self.shared.index if self.shared else 0,
             count=self.shared.count if self.shared else 1,
             drop_last=bool(getattr(loader, "drop_last", False)),
+            generator=getattr(loader, "generator", None),
         )
         # DataLoader refuses the assignment once it is made, since it would half work; the whole copy is ours.
         reader.__dict__[attribute] = self._sampler

@@ -16,9 +16,10 @@ from treadle.estimating.rehearsal import Rehearsal
 from treadle.module import Module
 from treadle.precision import Precision, precision_for
 from treadle.seeding import isolated_rng
+from treadle.splitting import split
 from treadle.strategies import Strategy
 
-__all__ = ["Estimate", "Layout", "Ledger", "estimate", "report"]
+__all__ = ["Estimate", "Layout", "Ledger", "estimate", "estimate_of_a_fit", "report"]
 
 
 def estimate(
@@ -74,7 +75,12 @@ def estimate(
     )
 
 
-def report(
+def report(module: Module, data: Any = None, **settings: Any) -> str:
+    """:func:`estimate_of_a_fit` in words."""
+    return estimate_of_a_fit(module, data, **settings).described()
+
+
+def estimate_of_a_fit(
     module: Module,
     data: Any = None,
     *,
@@ -83,8 +89,9 @@ def report(
     strategy: str | Strategy | Layout = "auto",
     precision: str | int | Precision = "32-true",
     accumulate_grad_batches: int = 1,
-) -> str:
-    """The estimate in words, for the first batch that a fit would read.
+    micro_batch_size: int | None = None,
+) -> Estimate:
+    """The estimate for the first batch that a fit would read. The arguments have the Trainer's names.
 
     Args:
         module: See :func:`estimate`.
@@ -92,19 +99,22 @@ def report(
         devices: Ranks on each node, which this machine need not have.
 
     Raises:
-        DataError: There is no batch.
+        ConfigError: See :func:`estimate`; ``num_nodes`` or ``micro_batch_size`` is less than 1.
+        DataError: There is no batch, or it can't be split.
     """
+    if isinstance(num_nodes, bool) or not isinstance(num_nodes, int) or num_nodes < 1:
+        raise ConfigError(f"num_nodes={num_nodes!r} makes no sense.", why="it is how many machines.", fix="num_nodes=1")
     with isolated_rng():
         batch = first_batch(module if data is None else data)
-    found = estimate(
+    parts = [batch] if micro_batch_size is None else [part.batch for part in split(batch, micro_batch_size)]
+    return estimate(
         module,
-        batch,
+        parts[0],
         ranks=devices * num_nodes,
         strategy=strategy,
         precision=precision,
-        accumulate=accumulate_grad_batches,
+        accumulate=accumulate_grad_batches * len(parts),
     )
-    return found.described()
 
 
 def first_batch(data: Any) -> Any:

@@ -285,6 +285,8 @@ class Rehearsal:
         if hasattr(tensor, "fake_mode"):
             return tensor
         whole = not (tensor.is_floating_point() or tensor.is_complex())
+        if whole and tensor._is_view():  # a fake of a view would not know its values
+            tensor = tensor.clone()
         converter = self.mode.fake_tensor_converter
         fake: Tensor = converter.from_real_tensor(self.mode, tensor, make_constant=whole)
         return fake

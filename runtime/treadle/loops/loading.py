@@ -32,6 +32,7 @@ class Loaders:
         limits: How many batches of each to use.
         shared: The ranks that read them together; None: this one reads all.
         ranks: All of them: what the user's code draws while it makes a loader is rank 0's on each.
+        index: Of this rank's share of the data: those with the first go on from what was drawn, as rank 0 does.
     """
 
     def __init__(
@@ -42,9 +43,10 @@ class Loaders:
         limits: Limits,
         shared: Shared | None,
         ranks: Ranks,
+        index: int,
     ) -> None:
         self.module, self.datamodule, self.given, self.limits = module, datamodule, given, limits
-        self.shared, self.ranks = shared, ranks
+        self.shared, self.ranks, self.index = shared, ranks, index
         self.ready = False
         """The data are set up: loaders may be asked for."""
         self.asked_at: dict[str, RNGState] = {}
@@ -146,7 +148,7 @@ class Loaders:
                 if self.ranks.rank:
                     restore_rng(self.asked_at[kind])
             loader = getattr(source, METHODS[kind])()
-            if self.ranks.rank:
+            if self.index:
                 restore_rng(own)
             if loader is None:
                 raise ModuleError(

@@ -10,7 +10,7 @@ from typing import Any, final
 import torch
 from torch import Tensor
 
-from treadle.errors import ModuleError
+from treadle.errors import ConfigError, ModuleError
 from treadle.loops.optimization import OptimizationState, scale_gradients, watched
 from treadle.loops.run import Run
 from treadle.loops.scheduling import step_schedule
@@ -31,6 +31,12 @@ class ManualOptimization:
     """
 
     def __init__(self, run: Run, book: Logbook, optimizers: Optimizers, settings: Stepping) -> None:
+        if settings.micro_batch_size is not None:
+            raise ConfigError(
+                f"micro_batch_size={settings.micro_batch_size!r}, and {type(run.module).__name__} optimizes manually.",
+                why="its training_step steps the optimizers itself, and would do so for each part of a batch.",
+                fix="leave it out, and split the batch in training_step: treadle.splitting.MicroBatches(16)(batch).",
+            )
         self.run, self.book, self.settings, self.progress = run, book, settings, run.progress
         self.module, self.schedules = run.module, optimizers.schedules
         self.wrapped = [TrainerOptimizer(o, index, self) for index, o in enumerate(optimizers.optimizers)]
@@ -210,7 +216,9 @@ class ManualOptimization:
             )
 
     def state_dict(self) -> OptimizationState:
-        return OptimizationState(weight=None, waiting=sorted(self._waiting), minimized=sorted(self._minimized))
+        return OptimizationState(
+            weight=None, waiting=sorted(self._waiting), minimized=sorted(self._minimized), micro_batch_size=None
+        )
 
     def load_state_dict(self, state: OptimizationState) -> None:
         self._waiting, self._minimized = set(state["waiting"]), set(state["minimized"])

@@ -15,6 +15,7 @@ from torch.optim import Optimizer
 from treadle.callbacks.hooks import profiled
 from treadle.errors import ModuleError, TrainingError, warn
 from treadle.loops.calling import Step, bind
+from treadle.loops.micro_batches import InParts
 from treadle.loops.run import Run
 from treadle.loops.scheduling import step_schedules
 from treadle.loops.settings import Stepping
@@ -30,6 +31,8 @@ class OptimizationState(TypedDict):
     """Manual optimization: the optimizers that step when the window closes ..."""
     minimized: list[int]
     """... and those of them whose schedulers step then, too."""
+    micro_batch_size: int | None
+    """That was found, with ``auto``."""
 
 
 class Optimization(Protocol):
@@ -113,6 +116,10 @@ class AutomaticOptimization:
         self._stepped = False
         self._weighs: bool | None = None
         """Whether batches have weights: all of them or none."""
+        self._parts: InParts | None = None
+        self._accumulate: Callable[[Any, int, int, bool], Any] = self.accumulate_whole
+        if settings.micro_batch_size is not None:
+            self._accumulate = self._parts = InParts(self, run, book, settings.micro_batch_size)
         if self._needs_closure and settings.accumulate_grad_batches > 1:
             raise _closure_and_window(self.optimizer)
 
@@ -143,7 +150,8 @@ class AutomaticOptimization:
         with self.run.fabric.no_backward_sync(self.module):
             return self._accumulate(batch, batch_idx, planned, closes)
 
-    def _accumulate(self, batch: Any, batch_idx: int, planned: int, closes: bool) -> Any:
+    def accumulate_whole(self, batch: Any, batch_idx: int, planned: int, closes: bool) -> Any:
+        """Forward and backward on a batch as it is, or on a part of one."""
         book, progress = self.book, self.progress
         book.scope = self._scope
         book.start_step()
@@ -165,6 +173,14 @@ class AutomaticOptimization:
         self.backward(self._share(loss, weight, planned, closes))
         progress.window += 1
         return outputs
+
+    def rehearse(self, batch: Any, batch_idx: int) -> None:
+        """Forward and backward that no hook, no other rank and no counter takes notice of."""
+        step = self.module.training_step  # not the strategy's: a pass that breaks off must not keep others waiting
+        with self._autocast():
+            outputs = bind(step, signature_of=step)(batch, batch_idx)
+        if self.optimizer is not None and (loss := self._loss(outputs)) is not None:
+            self._backward(loss)
 
     def train_by_closure(self, batch: Any, batch_idx: int, planned: int) -> Any:
         """The step of a module that overrides ``optimizer_step``, or of an optimizer that evaluates its loss itself:
@@ -284,6 +300,10 @@ class AutomaticOptimization:
 
     # --- what each batch's loss contributes ---
 
+    def weight_of(self, outputs: Any) -> Number | None:
+        """What a training step said its batch counts."""
+        return _weight_of(outputs)
+
     def _share(self, loss: Tensor, weight: Number | None, planned: int, closes: bool) -> Tensor:
         """The loss to differentiate: divided by the planned size of its window, or weighted by what the step said."""
         if self._weighs is None:
@@ -336,10 +356,17 @@ class AutomaticOptimization:
         return loss
 
     def state_dict(self) -> OptimizationState:
-        return OptimizationState(weight=self.weight if self.progress.window else None, waiting=[], minimized=[])
+        return OptimizationState(
+            weight=self.weight if self.progress.window else None,
+            waiting=[],
+            minimized=[],
+            micro_batch_size=self._parts.found if self._parts is not None else None,
+        )
 
     def load_state_dict(self, state: OptimizationState) -> None:
         self.weight = state["weight"]
+        if self._parts is not None:
+            self._parts.resume(state.get("micro_batch_size"))
 
 
 def watched(run: Run) -> Step:

@@ -148,6 +148,8 @@ class Stepping:
     """How gradients become an optimizer step."""
 
     accumulate_grad_batches: int = 1
+    micro_batch_size: int | Literal["auto"] | None = None
+    """Samples of a batch in one forward and backward pass; ``auto``: as many as fit. None: all."""
     gradient_clip_val: float | None = None
     gradient_clip_algorithm: ClipAlgorithm = "norm"
 
@@ -156,6 +158,9 @@ class Stepping:
             raise _out_of_range(
                 "accumulate_grad_batches", self.accumulate_grad_batches, "a whole number from 1", "leave it out"
             )
+        size = self.micro_batch_size
+        if size is not None and size != "auto" and (not _whole(size) or size < 1):
+            raise _out_of_range("micro_batch_size", size, 'a number of samples, or "auto"', "micro_batch_size=16")
         if self.gradient_clip_val == 0 and _number(self.gradient_clip_val):
             self.gradient_clip_val = None
         if self.gradient_clip_val is not None and not (_number(self.gradient_clip_val) and self.gradient_clip_val > 0):

@@ -109,10 +109,16 @@ def _common(keys: list[Key], ranks: Ranks, *, empty: bool) -> list[Key]:
 
 
 def _different(one: int, keys: list[Key], other: int, others: list[Key]) -> ModuleError:
-    left, right = [_said(key) for key in keys if key not in others], [_said(key) for key in others if key not in keys]
+    gaps = [
+        f"rank {there} logged {', '.join(_said(key) for key in extra)}, rank {missing} didn't"
+        for there, missing, extra in (
+            (one, other, [key for key in keys if key not in others]),
+            (other, one, [key for key in others if key not in keys]),
+        )
+        if extra
+    ]
     return ModuleError(
-        f"the ranks logged different metrics: only rank {one} {', '.join(left) or 'nothing'}, "
-        f"only rank {other} {', '.join(right) or 'nothing'}.",
+        f"the ranks logged different metrics: {'; '.join(gaps)}.",
         why="a value over all ranks needs one from each.",
         fix="log it on every rank (with batch_size=0 where there is nothing to count), or with sync_dist=False.",
     )
