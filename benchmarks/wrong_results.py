@@ -6,6 +6,7 @@ python benchmarks/wrong_results.py
 from __future__ import annotations
 
 import csv
+import importlib
 import importlib.util
 import io
 import logging
@@ -30,7 +31,7 @@ import treadle.loggers
 
 LIGHTNING = importlib.util.find_spec("pytorch_lightning") is not None
 TWO_RANKS = "--two-ranks"
-"""Makes this program one of Lightning's two, which starts the other."""
+"""Before a library's name: makes this program one of its two, which starts the other."""
 
 
 # --- what the programs are made of; ``library`` is one of the two packages, whose names are the same ---
@@ -215,9 +216,7 @@ def object_among_hyperparameters(library: Any, root: Path) -> str:
 
 
 def order_in_two_processes(library: Any, _root: Path) -> str:
-    if library is treadle:
-        return "DDP: not in this release"
-    command = [sys.executable, __file__, TWO_RANKS]
+    command = [sys.executable, __file__, TWO_RANKS, library.__name__]
     finished = subprocess.run(command, check=True, capture_output=True, text=True, timeout=300)
     return finished.stdout.splitlines()[-1]
 
@@ -228,14 +227,13 @@ def order_in_one_process(library: Any, root: Path) -> str:
     return listed(model.seen[:4])
 
 
-def two_ranks() -> None:
+def two_ranks(name: str) -> None:
     """One of two processes that train on the samples 0 to 31; the first says which it got."""
-    import pytorch_lightning
-
+    library = importlib.import_module(name)
     silence()
-    model = module(pytorch_lightning)()
+    model = module(library)()
     with tempfile.TemporaryDirectory() as root:
-        run = trainer(pytorch_lightning, Path(root), devices=2, strategy="ddp")
+        run = trainer(library, Path(root), devices=2, strategy="ddp")
         run.fit(model, numbers(32, shuffle=False))
     if run.is_global_zero:
         print(listed(model.seen[:4]))
@@ -297,6 +295,6 @@ def main() -> None:
 
 if __name__ == "__main__":
     if TWO_RANKS in sys.argv:
-        two_ranks()
+        two_ranks(sys.argv[-1])
     else:
         main()

@@ -11,6 +11,7 @@ import os
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from itertools import zip_longest
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, Literal
@@ -137,13 +138,30 @@ def run(model: type[Module], data: type[DataModule], args: list[str]) -> Trainer
     elif verb == "predict":
         trainer = made.trainer
         outputs = trainer.predict(made.model, datamodule=made.data, ckpt_path=settings.ckpt_path)
-        if outputs is not None and trainer.is_global_zero:  # None: a callback wrote them as they came
-            write_plain(Path(settings.output), outputs)
-            print(f"{len(outputs)} batches of predictions in {settings.output}")
+        if outputs is not None:  # else a callback wrote them as they came
+            outputs = _of_all_ranks(trainer, outputs)
+            if trainer.is_global_zero:
+                write_plain(Path(settings.output), outputs)
+                print(f"{len(outputs)} batches of predictions in {settings.output}")
     else:
         trainer = made.trainer
         getattr(trainer, verb)(made.model, datamodule=made.data, ckpt_path=settings.ckpt_path)
     return trainer
+
+
+def _of_all_ranks(trainer: Trainer, outputs: list[Any]) -> list[Any]:
+    """The batches' predictions in the loader's order, on rank 0. Collective."""
+    if trainer.world_size == 1:
+        return outputs
+    several = len(trainer.num_predict_batches) > 1
+    mine = (trainer.fabric.strategy.share.index, outputs if several else [outputs])
+    parts = [found for _, found in sorted(dict(trainer.fabric.ranks.gather_objects(mine, to=0)).items())]
+    nothing = object()  # a rank whose turn it was no more
+    merged = [
+        [output for turn in zip_longest(*of_loader, fillvalue=nothing) for output in turn if output is not nothing]
+        for of_loader in zip(*parts, strict=True)
+    ]
+    return merged if several or not merged else merged[0]
 
 
 def _estimate(parser: Any, settings: Any, model: type[Module]) -> None:
@@ -153,9 +171,13 @@ def _estimate(parser: Any, settings: Any, model: type[Module]) -> None:
     as_json = settings.json
     settings.trainer.callbacks = settings.trainer.profiler = None
     settings.trainer.logger = False
-    parser.add_instantiator(lambda _, **asked: SimpleNamespace(**asked), Trainer)
-    parser.add_instantiator(_without_memory, model)
-    made = parser.instantiate(settings)
+    made = parser.instantiate(
+        settings,
+        instantiators=[
+            (lambda _, **asked: SimpleNamespace(**asked), Trainer, False),
+            (_without_memory, model, False),
+        ],
+    )
     asked = made.trainer
     found = estimate_of_a_fit(
         made.model,
@@ -326,7 +348,7 @@ def _parsed(parser: Any, args: list[str]) -> Any:
     except TypeError:
         settings = None  # a group that is no mapping, which the parser does not expect
     for group in ("trainer", "model", "data"):
-        if settings is None or not hasattr(settings[group], "__dict__"):
+        if settings is None or not hasattr(settings.get(group, settings), "__dict__"):
             raise not_settings("a group" if settings is None else group)
     return settings
 

@@ -8,6 +8,7 @@ from treadle.batches import apply
 from treadle.callbacks import ModelCheckpoint
 from treadle.loops.state import checkpoint_of
 from treadle.module import Module, load_weights
+from treadle.seeding import RNGState, capture_rng, restore_rng
 
 if TYPE_CHECKING:
     from treadle.fabric import Fabric
@@ -21,7 +22,7 @@ def run_elsewhere(trainer: Trainer, function: str, module: Module, *arguments: A
     Returns:
         What it returned on rank 0.
     """
-    result, state, folders = trainer.fabric.launch(_run, trainer, function, module, arguments)
+    result, state, folders = trainer.fabric.launch(_run, trainer, function, module, arguments, capture_rng())
     load_weights(module, state, strict=True)
     trainer.progress.load_state_dict(state["progress"])
     trainer._results.load_state_dict(state["results"])
@@ -34,9 +35,12 @@ def run_elsewhere(trainer: Trainer, function: str, module: Module, *arguments: A
     return result
 
 
-def _run(fabric: Fabric, trainer: Trainer, function: str, module: Module, arguments: tuple[Any, ...]) -> Any:
-    """In each of the new processes."""
+def _run(
+    fabric: Fabric, trainer: Trainer, function: str, module: Module, arguments: tuple[Any, ...], rng: RNGState
+) -> Any:
+    """In each of the new processes, which go on with this one's random numbers."""
     trainer.fabric = fabric
+    restore_rng(rng)
     result = getattr(trainer, function)(module, *arguments)
     assert trainer._parts is not None
     state = dict(checkpoint_of(trainer._parts, weights_only=False))

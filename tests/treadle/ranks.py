@@ -40,7 +40,7 @@ def on_ranks(count: int, function: Callable[..., Result], *arguments: Any, timeo
         world = World(
             environment="a test", rank=rank, size=count, local_rank=rank, local_size=count, port=port, started=True
         )
-        process = context.Process(target=_child, args=(world, sending, function, arguments), daemon=True)
+        process = context.Process(target=_child, args=(world, sending, function, arguments))
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", DeprecationWarning)  # of forking where threads run; these use their own
             process.start()
@@ -57,6 +57,24 @@ def on_ranks(count: int, function: Callable[..., Result], *arguments: Any, timeo
             if process.is_alive():
                 process.kill()
                 process.join()
+
+
+def on_trainer_ranks(count: int, function: Callable[..., Result], *arguments: Any, timeout: float = 120.0) -> list[Result]:
+    """What ``function(*arguments)`` returns on each of ``count`` ranks that a Trainer finds by their variables, by rank."""
+    return on_ranks(count, _as_launched, function, *arguments, timeout=timeout)
+
+
+def _as_launched(ranks: Ranks, function: Callable[..., Result], *arguments: Any) -> Result:
+    world = ranks.world
+    os.environ.update(
+        RANK=str(world.rank),
+        WORLD_SIZE=str(world.size),
+        LOCAL_RANK=str(world.local_rank),
+        LOCAL_WORLD_SIZE=str(world.local_size),
+        MASTER_ADDR=world.address,
+        MASTER_PORT=str(world.port),
+    )
+    return function(*arguments)
 
 
 def free_port() -> int:

@@ -1,6 +1,7 @@
 """What a training step costs in Python calls, and what it reads from the device: counted, not timed."""
 
 import gc
+import os
 import resource
 import sys
 from collections.abc import Callable, Iterator
@@ -10,7 +11,9 @@ from typing import Any
 
 import pytest
 import torch
+from ranks import on_ranks
 from torch import Tensor, nn
+from torch.utils.data import DataLoader
 
 import treadle
 
@@ -121,6 +124,65 @@ class TestAStep:
         fit(MANY, 1, trainer, prog_bar=True, on_step=True, on_epoch=True)
         assert {index for index in range(1, MANY) if at[index] != at[index - 1]} == {50, 100}
         assert at[MANY - 1] - at[0] == 2
+
+
+def batches(steps: int) -> DataLoader[Any]:
+    return DataLoader(torch.ones(2 * steps, 8), 2, shuffle=True)  # type: ignore[arg-type]
+
+
+def raw_loop(model: nn.Module, own: nn.Module, steps: int) -> None:
+    """``model`` is what is called, ``own`` has the parameters."""
+    optimizer = torch.optim.SGD(own.parameters(), lr=0.1)
+    for batch in batches(steps):
+        loss = model(batch).sum()
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+
+def fabric_loop(fabric: treadle.Fabric, steps: int) -> None:
+    layer = nn.Linear(8, 2)
+    model, optimizer = fabric.setup(layer, torch.optim.SGD(layer.parameters(), lr=0.1))
+    for batch in fabric.setup_dataloaders(batches(steps * fabric.world_size)):
+        with fabric.autocast():
+            loss = model(batch).sum()
+        fabric.backward(loss)
+        fabric.step(optimizer)
+        optimizer.zero_grad()
+
+
+def calls_on_a_rank(ranks: Any) -> tuple[float, float]:
+    """Of Fabric with DDP, and of a raw loop with DDP."""
+    from torch.nn.parallel import DistributedDataParallel
+
+    def raw_ddp(steps: int) -> None:
+        layer = nn.Linear(8, 2)
+        raw_loop(DistributedDataParallel(layer), layer, steps)
+
+    rank, size = str(ranks.rank), str(ranks.size)
+    os.environ.update(RANK=rank, WORLD_SIZE=size, LOCAL_RANK=rank, LOCAL_WORLD_SIZE=size)
+    os.environ.update(MASTER_ADDR=ranks.world.address, MASTER_PORT=str(ranks.world.port))  # where they have met
+    fabric = treadle.Fabric(accelerator="cpu", strategy="ddp")
+    fabric.launch()
+    return per_step(lambda steps: fabric_loop(fabric, steps)), per_step(raw_ddp)
+
+
+class TestAStepOfFabric:
+    """In a loop with everything in it: the loader, autocast, backward, step."""
+
+    MORE = 30
+
+    def test_takes_at_most_30_calls_more_than_a_plain_loop(self) -> None:
+        fabric = treadle.Fabric(accelerator="cpu", devices=1)
+        ours = per_step(lambda steps: fabric_loop(fabric, steps))
+        theirs = per_step(lambda steps: raw_loop(layer := nn.Linear(8, 2), layer, steps))
+        print(f"calls per step: {ours:.1f}, of a plain loop {theirs:.1f}")
+        assert ours - theirs <= self.MORE
+
+    def test_takes_at_most_30_more_on_two_ranks_than_a_loop_with_ddp(self) -> None:
+        for ours, theirs in on_ranks(2, calls_on_a_rank):
+            print(f"calls per step: {ours:.1f}, of a loop with DDP {theirs:.1f}")
+            assert ours - theirs <= self.MORE
 
 
 class Endless:

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
 
+from treadle.batches import apply
 from treadle.data import DataModule, training_stream
 from treadle.errors import ConfigError, DataError
 from treadle.estimating.estimate import Estimate, estimate_of
@@ -97,6 +100,7 @@ def estimate_of_a_fit(
         module: See :func:`estimate`.
         data: A DataModule, a loader or several; None: the module's own.
         devices: Ranks on each node, which this machine need not have.
+        micro_batch_size: Samples of the batch in one pass; the others lie on the device meanwhile.
 
     Raises:
         ConfigError: See :func:`estimate`; ``num_nodes`` or ``micro_batch_size`` is less than 1.
@@ -107,14 +111,16 @@ def estimate_of_a_fit(
     with isolated_rng():
         batch = first_batch(module if data is None else data)
     parts = [batch] if micro_batch_size is None else [part.batch for part in split(batch, micro_batch_size)]
-    return estimate(
+    found = estimate(
         module,
-        parts[0],
+        apply(parts[0], Tensor.clone) if len(parts) > 1 else batch,  # else a view of all samples
         ranks=devices * num_nodes,
         strategy=strategy,
         precision=precision,
         accumulate=accumulate_grad_batches * len(parts),
     )
+    rest = sum(leaf.nbytes for part in parts[1:] for leaf in tree_leaves(part) if isinstance(leaf, Tensor))
+    return replace(found, batch=found.batch + rest, peak=None if found.peak is None else found.peak + rest)
 
 
 def first_batch(data: Any) -> Any:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import os
+import pickle
 import sys
 import warnings
 from collections.abc import Callable, Mapping
 from multiprocessing.reduction import ForkingPickler
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any, Literal
+from typing import Any, Literal, final
 
 from treadle.environments import World
 from treadle.errors import ConfigError
@@ -57,7 +58,7 @@ def run_in_ranks(world: World, method: Literal["fork", "spawn"], function: Calla
             for rank in range(world.size):
                 record = Path(place, f"{rank}.json")
                 tied = (os.getpid(), record, variables_of(rank, world), method == "fork")
-                process = context.Process(target=_run, args=(*tied, result, function, args))
+                process = context.Process(target=_run, args=(*tied, result, _Work(function, args)))
                 with warnings.catch_warnings():
                     # From Python 3.12 on, of any process with threads; what breaks in torch is prevented in _run.
                     warnings.filterwarnings("ignore", ".*multi-threaded.*", DeprecationWarning)
@@ -76,14 +77,28 @@ def run_in_ranks(world: World, method: Literal["fork", "spawn"], function: Calla
         return torch.load(result, weights_only=False)
 
 
+@final
+class _Work:
+    """What a rank does. Pickled by value: multiprocessing would give all ranks the same memory for each tensor."""
+
+    def __init__(self, function: Callable[..., Any], args: tuple[Any, ...]) -> None:
+        self.function, self.args = function, args
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _unpacked, (pickle.dumps((self.function, self.args)),)
+
+
+def _unpacked(content: bytes) -> _Work:
+    return _Work(*pickle.loads(content))  # noqa: S301 - from the process that started this one
+
+
 def _run(
     parent: int,
     record: Path,
     variables: Mapping[str, str],
     forked: bool,
     result: Path,
-    function: Callable[..., Any],
-    args: tuple[Any, ...],
+    work: _Work,
 ) -> None:
     import torch
 
@@ -92,7 +107,7 @@ def _run(
     if forked:
         torch.set_num_threads(1)  # else the first parallel operation waits for threads that stayed in the parent
     try:
-        value = function(*args)
+        value = work.function(*work.args)
         if variables["RANK"] == "0":
             torch.save(value, result)
     except KeyboardInterrupt:

@@ -7,6 +7,7 @@ import io
 import json
 import os
 import re
+import weakref
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, TextIO, final
@@ -132,6 +133,7 @@ class CSVLogger:
     def _opened(self) -> TextIO:
         if self._file is None:
             self._file = self.path.open("a", newline="", encoding="utf-8")
+            weakref.finalize(self, self._file.close)  # in a loop of somebody's own, who says when a run is over?
         return self._file
 
     def _read(self) -> list[dict[str, str]]:

@@ -147,7 +147,7 @@ class InParts:
         return int(self._run.fabric.ranks.reduce(torch.tensor(number), "max"))
 
 
-@dataclass
+@dataclass(eq=False)
 class Entry:
     """What the parts of a batch logged in one call of ``self.log``."""
 
@@ -160,18 +160,23 @@ class Entry:
     sizes: list[Any] = field(default_factory=list)
     """``batch_size`` as given."""
 
+    @property
+    def in_step(self) -> bool:
+        """Logged by ``training_step``, which may say what its part weighs."""
+        return self.scope is not None and self.scope.hook == "training_step"
+
     def merged(self, fractions: Sequence[float], weights: Sequence[Number | None]) -> tuple[Number, Any]:
         """The value of the batch, and its size if the calls gave one."""
-        given = None not in self.sizes
+        given = all(size is not None for size in self.sizes)
         match Options(*self.options).by_name().reduce_fx:
             case "sum":
                 value = total(self.values)
             case "min" | "max" as kind:
                 value = getattr(torch.stack(list(map(torch.as_tensor, self.values))), kind)()
             case _:
-                by = self.sizes if given else [weights[part] for part in self.parts]
-                if None in by or (self.scope is not None and self.scope.hook != "training_step" and not given):
-                    by = [fractions[part] for part in self.parts]
+                by = self.sizes if given else [fractions[part] for part in self.parts]
+                if not given and self.in_step and weights[0] is not None:
+                    by = [weights[part] for part in self.parts]
                 value = mean(self.values, by)
         return value, total(self.sizes) if given else None
 
@@ -200,7 +205,7 @@ class PartsBook:
             return None
         number = value.detach().clone().reshape(()) if isinstance(value, Tensor) and value.numel() == 1 else value
         plain = number.dim() == 0 if isinstance(number, Tensor) else isinstance(number, (int, float))
-        if not isinstance(name, str) or not plain:
+        if not isinstance(name, str) or not plain or not isinstance(batch_size, (Tensor, int, float, type(None))):
             return self._book.log(name, value, options, batch_size)  # a metric object, or what can't be logged
         scope = self._book.scope
         self._calls[scope, name] += 1
@@ -225,13 +230,12 @@ class PartsBook:
         """
         book, scope = self._book, self._book.scope
         entries = list(self._entries.values())
-        in_step = [entry for entry in entries if entry.scope is not None and entry.scope.hook == "training_step"]
-        self._write(in_step, fractions, weights)
-        if None not in weights:
-            book.weigh(total(weights))  # type: ignore[arg-type]
+        self._write([entry for entry in entries if entry.in_step], fractions, weights)
+        if weights[0] is not None:
+            book.weigh(total(weights))
         if book.size_unknown is not None:
             raise book.size_unknown
-        self._write([entry for entry in entries if entry not in in_step], fractions, weights)
+        self._write([entry for entry in entries if not entry.in_step], fractions, weights)
         book.scope = scope
 
     def _write(self, entries: Sequence[Entry], fractions: Sequence[float], weights: Sequence[Number | None]) -> None:
@@ -282,7 +286,7 @@ def _outputs(outputs: Sequence[Any], weights: Sequence[Any]) -> Any:
 def reserve_for(optimizer: Optimizer) -> int:
     """Bytes that later passes find taken and the first doesn't: gradients of the parts before, the optimizer's state."""
     parameters = [p for group in optimizer.param_groups for p in group["params"] if p.requires_grad]
-    gradients = sum(parameter.nbytes for parameter in parameters)
+    gradients: int = sum(parameter.nbytes for parameter in parameters)
     return gradients if optimizer.state else gradients + _state_of(optimizer)
 
 

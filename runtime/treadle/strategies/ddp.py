@@ -59,12 +59,12 @@ class DDP:
         self.find_unused_parameters, self.static_graph = find_unused_parameters, static_graph
         self.compression, self.bucket_cap_mb, self.broadcast_buffers = compression, bucket_cap_mb, broadcast_buffers
         self.share = Share()
-        self._placed: WeakKeyDictionary[nn.Module, DistributedDataParallel] = WeakKeyDictionary()
         self._synced = False
         self._quiet = False
 
     def start(self, ranks: Ranks, precision: Precision) -> None:
         self._ranks = ranks
+        self._placed: WeakKeyDictionary[nn.Module, DistributedDataParallel] = WeakKeyDictionary()
         self.share = Share(ranks.rank, ranks.size)
 
     def place(self, module: nn.Module) -> nn.Module:
