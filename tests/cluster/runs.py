@@ -95,7 +95,7 @@ class Run:
         steps: list[Step] = [json.loads(line) for line in lines]
         return [step for step in steps if rank in (None, step["rank"])]
 
-    def wait_for(self, step: int, timeout: float = 60) -> None:
+    def wait_for(self, step: int, timeout: float = 120) -> None:
         """Until both ranks have done so many steps."""
         deadline = time.monotonic() + timeout
         while min(max((each["step"] for each in self.steps(rank)), default=0) for rank in (0, 1)) < step:

@@ -39,7 +39,6 @@ SchedulerType=sched/backfill
 SchedulerParameters=sched_interval=1,bf_interval=1,batch_sched_delay=0
 SelectType=select/cons_tres
 SelectTypeParameters=CR_CPU
-KillWait=5
 MessageTimeout=60
 ReturnToService=2
 MpiDefault=none
@@ -90,7 +89,7 @@ class Slurm:
         pairs = (pair.partition("=") for pair in self.call("scontrol", "--oneliner", "show", "job", job).split())
         return {key: value for key, _, value in pairs}
 
-    def wait(self, job: str, timeout: float = 120) -> dict[str, str]:
+    def wait(self, job: str, timeout: float = 240) -> dict[str, str]:
         """Until the job has ended, requeued or not; its facts."""
         ended = ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL", "OUT_OF_MEMORY")
         until(lambda: self.facts(job)["JobState"] in ended, timeout, lambda: f"job {job} goes on:\n{self.facts(job)}")
@@ -162,7 +161,7 @@ def cancel_all(slurm: Slurm) -> None:
     try:
         slurm.call("scancel", "--user=root", "--full", "--signal=KILL")
         slurm.call("scancel", "--user=root")
-        until(lambda: not slurm.call("squeue", "--noheader").strip(), 30, slurm.logs)
+        until(lambda: not slurm.call("squeue", "--noheader").strip(), 60, slurm.logs)
     except SlurmFailedError:
         pass  # the daemons never came up, so that there are no jobs
 

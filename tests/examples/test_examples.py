@@ -3,16 +3,23 @@
 import ast
 import importlib
 import importlib.util
+import re
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from ranks import on_ranks
 from torch import nn
 
+from treadle.precision import FullPrecision
+from treadle.strategies import Strategy
+
 FOLDER = Path(__file__).parents[2] / "examples"
-EXAMPLES = ["finetuning", "gan", "kfold", "several_loaders", "streaming_rl"]
+EXAMPLES = ["finetuning", "gan", "kfold", "own_strategy", "several_loaders", "streaming_rl"]
 """Each has a class below."""
 
 
@@ -175,3 +182,46 @@ class TestTheStream:
         assert (int(cells), total, bool(ends)) == (rl.GOAL, -13.0, True)
         cells, rewards, ends = rl.walk(torch.tensor([rl.START]), torch.tensor([rl.RIGHT]))
         assert (int(cells), float(rewards), bool(ends)) == (rl.START, -100.0, False)
+
+
+def steps_of_local_sgd(ranks: Any, every: int, steps: int) -> list[float]:
+    """A weight from 0 that each rank's gradient, its number plus one, pulls down: its value after every step."""
+    strategy = example("own_strategy").LocalSGD(every=every)
+    strategy.start(ranks, FullPrecision())
+    module = nn.Linear(1, 1, bias=False)
+    nn.init.constant_(module.weight, float(ranks.rank))  # rank 0's counts
+    optimizer = torch.optim.SGD(strategy.place(module).parameters(), lr=1.0)
+    weights = []
+    for _ in range(steps):
+        (module.weight * (ranks.rank + 1)).sum().backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        weights.append(module.weight.item())
+    strategy.hook.remove()
+    return weights
+
+
+class TestTheOwnStrategy:
+    def test_is_a_strategy_of_less_than_60_lines(self) -> None:
+        local_sgd = example("own_strategy").LocalSGD
+        assert isinstance(local_sgd(), Strategy)
+        tree = ast.parse((FOLDER / "own_strategy.py").read_text(encoding="utf-8"))
+        (lines,) = [
+            node.end_lineno - node.lineno + 1
+            for node in tree.body
+            if isinstance(node, ast.ClassDef) and node.name == "LocalSGD" and node.end_lineno is not None
+        ]
+        assert lines < 60
+
+    def test_averages_the_weights_every_few_steps(self) -> None:
+        """Gradients 1 and 2: apart after each step, and 1.5 a step together."""
+        assert on_ranks(2, steps_of_local_sgd, 2, 4) == [[-1.0, -3.0, -4.0, -6.0], [-2.0, -3.0, -5.0, -6.0]]
+
+    def test_trains_on_two_ranks(self, tmp_path: Path) -> None:
+        arguments = ("--devices", "2", "--max_epochs", "3", "--folder", str(tmp_path))
+        command = [sys.executable, str(FOLDER / "own_strategy.py"), *arguments]
+        finished = subprocess.run(command, capture_output=True, text=True, timeout=300)
+        assert finished.returncode == 0, finished.stderr
+        (accuracy,) = re.findall(r"^accuracy: (\S+)$", finished.stdout, re.MULTILINE)
+        assert float(accuracy) > 0.7
+        assert "2 x cpu by local-sgd" in finished.stderr

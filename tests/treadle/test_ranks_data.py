@@ -25,23 +25,24 @@ class Evaluated(Net):
         super().__init__()
         self.read: list[int] = []
         torchmetrics = pytest.importorskip("torchmetrics")
-        self.accuracy = torchmetrics.MeanMetric()
+        kinds = ["val", "test0", "test1"]
+        self.means = nn.ModuleDict({kind: torchmetrics.MeanMetric() for kind in kinds})
 
-    def shared(self, batch: Any) -> None:
+    def shared(self, batch: Any, kind: str) -> None:
         x, y, indices = batch
         self.read += indices.tolist()
         losses = nn.functional.cross_entropy(self.net(x), y, reduction="none")
         self.log("mean", losses.mean())
         self.log("sum", float(len(x)), reduce_fx="sum")
         self.log("max", x.max(), reduce_fx="max")
-        self.accuracy.update(losses.detach())
-        self.log("object", self.accuracy)
+        self.means[kind].update(losses.detach())
+        self.log("object", self.means[kind])
 
     def validation_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
-        self.shared(batch)
+        self.shared(batch, "val")
 
     def test_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
-        self.shared(batch)
+        self.shared(batch, f"test{dataloader_idx}")
 
     def predict_step(self, batch: Any, batch_idx: int) -> Tensor:
         return batch[2]

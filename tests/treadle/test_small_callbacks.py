@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from ranks import on_trainer_ranks
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
@@ -293,7 +294,7 @@ class TestATimer:
     def test_on_several_ranks_stops_at_a_log_point(self, make_bare: Any, clock: Clock) -> None:
         """Only there they ask each other: the third batch is over time, the fourth is the last."""
 
-        def train(ranks: Any) -> int:
+        def train() -> int:
             trainer = make_bare(callbacks=Timer({"seconds": 30}), max_epochs=9, log_every_n_steps=4)
             trainer.fit(Takes(clock), DataLoader(torch.ones(24), batch_size=2))  # type: ignore[arg-type]
             return trainer.progress.batches
@@ -478,13 +479,12 @@ class TestAFolderOfPredictions:
         assert max(path.stat().st_size for path in tmp_path.glob("*.pt")) < 10_000
 
     def test_says_which_rank_of_several_wrote(self, make_bare: Any, tmp_path: Path) -> None:
-        def predict(ranks: Any) -> None:
+        def predict() -> None:
             make_bare(callbacks=PredictionWriter(tmp_path)).predict(Weight(), THREE)
 
         on_trainer_ranks(2, predict)
         assert sorted(path.name for path in tmp_path.glob("*.pt")) == [
-            "rank-0-batch-000000.pt",
-            "rank-1-batch-000000.pt",
+            f"rank-{rank}-batch-000000.pt" for rank in (0, 1)
         ]
 
     def test_with_predictions_of_another_run_is_an_error(self, make_bare: Any, tmp_path: Path) -> None:

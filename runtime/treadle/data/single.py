@@ -249,7 +249,7 @@ class Stream:
         has, since a step needs all of them."""
         if _is_list(self.loader):
             while items := list(islice(batches, shared.count)):
-                self.counts = shared.count / len(items) if shared.index < len(items) else 0.0
+                self.counts = _share_of(items, shared)
                 yield items[min(shared.index, len(items) - 1)]
             return
         end = object()
@@ -369,6 +369,17 @@ class Stream:
 def _is_list(loader: Any) -> bool:
     """Batches that lie in memory, which can be dealt out."""
     return isinstance(loader, (list, tuple))
+
+
+def _share_of(items: list[Any], shared: Shared) -> float:
+    """What this rank's of ``items`` counts beside the others' of the round: by their sizes, where all are known."""
+    if shared.index >= len(items):
+        return 0.0
+    sizes = [set(_leading_sizes(item)) for item in items]
+    if any(len(size) != 1 for size in sizes):
+        return shared.count / len(items)
+    numbers = [size.pop() for size in sizes]
+    return shared.count * numbers[shared.index] / max(1, sum(numbers))
 
 
 def _shares_itself(loader: Any) -> bool:
