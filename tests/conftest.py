@@ -12,8 +12,12 @@ import pytest
 
 # A pattern for the test's id -> why it may be skipped even in CI.
 EXPECTED_SKIPS: dict[str, str] = {}
-# These mount a disk of their own: root can, a hosted runner's user cannot. As root a skip of them is a surprise.
-NEED_ROOT = ("tests/scaffold/test_refusals.py::TestTheDisk::*", "tests/treadle/*::TestAFullDisk::*")
+# These mount a disk of their own, or build a cluster: root can, a hosted runner's user cannot. As root a skip of them is a surprise.
+NEED_ROOT = (
+    "tests/scaffold/test_refusals.py::TestTheDisk::*",
+    "tests/treadle/*::TestAFullDisk::*",
+    *(f"tests/cluster/test_{name}.py*" for name in ("slurm", "hosts", "ray")),  # daemons, network namespaces
+)
 if os.geteuid() != 0:
     EXPECTED_SKIPS.update(dict.fromkeys(NEED_ROOT, "needs root"))
 

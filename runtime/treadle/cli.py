@@ -9,6 +9,7 @@ import inspect
 import json
 import os
 import sys
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from itertools import zip_longest
@@ -37,6 +38,8 @@ VERBS: dict[str, str] = {
     "predict": "apply a checkpoint to the prediction data and save what it says",
     "estimate": "say what a training step takes in memory and FLOPs, on devices that needn't be there",
 }
+
+_PATIENCE = 3.0  # seconds
 
 
 def main(model: type[Module], data: type[DataModule], args: Sequence[str] | None = None) -> None:
@@ -78,7 +81,10 @@ def _say(error: TreadleError) -> None:
     world = _world()
     everywhere, of_command = (bool(error.__dict__.get(mark)) for mark in ("on_every_rank", "of_command"))
     said_by_another = (everywhere and world.rank > 0) or (of_command and world.local_rank > 0)
-    if note(error) or said_by_another:
+    if note(error):
+        return
+    if said_by_another:
+        time.sleep(_PATIENCE)  # the end of one rank is a launcher's sign to end the others: let that one speak first
         return
     by_all = everywhere or (of_command and world.rank == 0) or launched() is not None or world.size == 1
     print(f"{'' if by_all else f'rank {world.rank}: '}error: {error}", file=sys.stderr, flush=True)
@@ -115,11 +121,11 @@ def run(model: type[Module], data: type[DataModule], args: list[str]) -> Trainer
     if verb in ("-h", "--help"):
         print(_overview())
         return None
-    if verb not in VERBS:
-        raise ConfigError(
-            f"{verb!r} is not a command.", why=f"commands are {', '.join(VERBS)}.", fix=nearest(verb, VERBS)
-        )
     with _of_command():
+        if verb not in VERBS:
+            raise ConfigError(
+                f"{verb!r} is not a command.", why=f"commands are {', '.join(VERBS)}.", fix=nearest(verb, VERBS)
+            )
         parser = _parser(verb, model, data)
         settings = _parsed(parser, _without_empty_configs(rest))
         if verb == "fit":

@@ -211,7 +211,7 @@ class Logbook:
         self.alone = True
         """No other rank logs."""
         self.empty = False
-        """This rank sees no batch in the stage."""
+        """This rank sees no batch of a loader of the stage."""
         self.muted = False
         """What is logged now was logged before: a closure runs again."""
         self._step = 0
@@ -442,6 +442,17 @@ class Logbook:
             )
             for (scope, name), slot in self._slots.items()
         ]
+
+    def open_like(self, others: Iterable[SlotState]) -> None:
+        """Open what another rank logged, and this one, which saw no batch, did not: nothing is in it."""
+        before = self.scope
+        for other in others:
+            self.scope = scope_of(other["hook"], other["loader"])
+            if (self.scope, other["name"]) not in self._slots:
+                slot = self._open(other["name"], Options(*other["options"]))
+                if other["metric"] is not None:
+                    slot.metric = found_again(self._owner, other["metric"])
+        self.scope = before
 
     def load_state_dict(self, state: Iterable[SlotState], device: torch.device) -> None:
         self._slots, self._fresh = {}, {}

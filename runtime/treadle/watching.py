@@ -177,7 +177,7 @@ def report(signs: Mapping[int, Sign], silent: set[int], size: int, after: float)
     longest = max((signs[rank].still for rank in waiting), default=0.0)
     if not waiting or longest < after or len(groups) == 1:
         return None
-    lines = [f"{_ranks(waiting)} wait{'s' * (len(waiting) == 1)} for others, since {longest:.0f} s."]
+    lines = [f"{_ranks(waiting)} wait{'s' * (len(waiting) == 1)} for others, for {longest:.0f} s."]
     lines += [f"{_ranks(ranks)}: {'; '.join(filter(None, group))}" for group, ranks in groups.items()]
     absent = [rank for rank in range(size) if rank not in waiting]
     if absent:

@@ -38,6 +38,7 @@ class TestTwoWorkersOfRay:
         run = new_run()
         with tempfile.TemporaryDirectory(prefix="ray-") as folder:  # a short path: sockets lie in it
             quiet = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_AUTH_MODE": "disabled", "HOME": folder}
+            patient = {"RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "200"}
             command = [*ALONE, sys.executable, str(PROJECT / "ray_job.py"), folder, *run.arguments()]
-            run.complete(command, timeout=240, **quiet)
+            run.complete(command, timeout=240, **quiet, **patient)
         assert_same_training(run, launched)

@@ -36,6 +36,16 @@ class Numbered(Dataset[tuple[Tensor, Tensor, int]]):
         return disturbed, self.y[index], index
 
 
+class Block(nn.Module):
+    def __init__(self, dropout: float) -> None:
+        super().__init__()
+        self.layer, self.dropout = nn.Linear(8, 8), nn.Dropout(dropout)
+
+    def forward(self, x: Tensor) -> Tensor:
+        result: Tensor = x + self.dropout(torch.relu(self.layer(x)))
+        return result
+
+
 class Net(treadle.Module):
     """Remembers which samples each of its steps saw."""
 
@@ -43,8 +53,8 @@ class Net(treadle.Module):
         super().__init__()
         with torch.random.fork_rng():
             torch.manual_seed(3)
-            layers = [nn.Linear(4, 16), nn.BatchNorm1d(16) if norm else nn.Identity(), nn.ReLU(), nn.Dropout(dropout)]
-            self.net = nn.Sequential(*layers, nn.Linear(16, 2))
+            first = [nn.Linear(4, 8), nn.BatchNorm1d(8) if norm else nn.Identity()]
+            self.net = nn.Sequential(*first, Block(dropout), Block(dropout), nn.Linear(8, 2))
         self.weighted = weighted
         self.seen: list[tuple[int, int, list[int]]] = []
 
@@ -136,7 +146,13 @@ def samples_by_step(runs: list[Left]) -> dict[tuple[int, int], set[int]]:
 
 def require_equal(run: Left, single: Left, *, tolerance: float = 1e-6) -> None:
     for name, value in single.weights.items():
-        torch.testing.assert_close(run.weights[name], value, atol=tolerance, rtol=tolerance, msg=lambda m: f"{name}: {m}")
+        torch.testing.assert_close(
+            run.weights[name], value, atol=tolerance, rtol=tolerance, msg=lambda m: f"{name}: {m}"
+        )
     assert run.metrics.keys() == single.metrics.keys()
     for name, number in single.metrics.items():
-        assert abs(run.metrics[name] - number) <= 10 * tolerance * max(1.0, abs(number)), (name, run.metrics[name], number)
+        assert abs(run.metrics[name] - number) <= 10 * tolerance * max(1.0, abs(number)), (
+            name,
+            run.metrics[name],
+            number,
+        )

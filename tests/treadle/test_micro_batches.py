@@ -16,6 +16,7 @@ import treadle
 from treadle.collectives import Ranks
 from treadle.errors import ConfigError, ModuleError
 from treadle.loops.micro_batches import reserve_for
+from treadle.strategies import DDP
 from treadle.testing import MemoryLogger
 
 QUIET: dict[str, Any] = {"enable_checkpointing": False, "enable_progress_bar": False, "precision": "64-true"}
@@ -401,6 +402,7 @@ class TestTwoRanks:
                 "whole": (Logs, None, ddp),
                 "parts": (Logs, 3, ddp),
                 "auto": (Logs, "auto", ddp),
+                "static": (Logs, "auto", {"strategy": DDP(static_graph=True)}),
                 "window": (Logs, None, {**ddp, "accumulate_grad_batches": 2}),
                 "window in parts": (Logs, 3, {**ddp, "accumulate_grad_batches": 2}),
                 "weighted": (Weighs, None, ddp),
@@ -411,7 +413,13 @@ class TestTwoRanks:
 
     @pytest.mark.parametrize(
         "whole, parts",
-        [("whole", "parts"), ("whole", "auto"), ("window", "window in parts"), ("weighted", "weighted in parts")],
+        [
+            ("whole", "parts"),
+            ("whole", "auto"),
+            ("whole", "static"),
+            ("window", "window in parts"),
+            ("weighted", "weighted in parts"),
+        ],
     )
     def test_have_the_gradients_and_rows_of_whole_batches(
         self, found: list[dict[str, Any]], whole: str, parts: str

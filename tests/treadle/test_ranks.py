@@ -25,10 +25,14 @@ def singles(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Left]:
 
 
 def every_plan(folder: Path, count: int, strategy: str) -> dict[str, Left]:
-    return {name: train(plan, folder / name, count, strategy) for name, plan in {**PLANS, "augmented": AUGMENTED}.items()}
+    return {
+        name: train(plan, folder / name, count, strategy) for name, plan in {**PLANS, "augmented": AUGMENTED}.items()
+    }
 
 
-@pytest.fixture(scope="module", params=[("ddp", 2), ("fsdp", 2), ("ddp", 4), ("fsdp", 4)], ids=lambda p: f"{p[0]}-{p[1]}")
+@pytest.fixture(
+    scope="module", params=[("ddp", 2), ("fsdp", 2), ("ddp", 4), ("fsdp", 4)], ids=lambda p: f"{p[0]}-{p[1]}"
+)
 def runs(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Left]]:
     strategy, count = request.param
     return on_trainer_ranks(count, every_plan, tmp_path_factory.mktemp("several"), count, strategy)

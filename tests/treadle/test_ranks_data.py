@@ -50,6 +50,8 @@ class Evaluated(Net):
 
 def evaluated(folder: Path, strategy: str) -> dict[str, Any]:
     found: dict[str, Any] = {}
+    # torchmetrics tells rank 0 alone, if a rank is one when it is imported; these were forked later.
+    warnings.filterwarnings("ignore", "The ``compute`` method of metric")
     for count in (37, 5, 8):
         module = Evaluated()
         trainer = trainer_for(folder, strategy, logger=False, enable_checkpointing=False)

@@ -98,7 +98,13 @@ def the_rest(folder: Path, count: int, strategy: str) -> Left:
 class TestAnotherNumberOfRanks:
     @pytest.mark.parametrize(
         "before, strategy, after, then",
-        [(2, "ddp", 4, "ddp"), (2, "fsdp", 1, "auto"), (1, "auto", 2, "fsdp"), (2, "ddp", 2, "fsdp"), (4, "fsdp", 2, "ddp")],
+        [
+            (2, "ddp", 4, "ddp"),
+            (2, "fsdp", 1, "auto"),
+            (1, "auto", 2, "fsdp"),
+            (2, "ddp", 2, "fsdp"),
+            (4, "fsdp", 2, "ddp"),
+        ],
     )
     def test_goes_on_with_the_same_samples_and_weights(
         self, tmp_path: Path, before: int, strategy: str, after: int, then: str

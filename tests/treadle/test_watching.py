@@ -103,7 +103,7 @@ def reports(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
 class TestWhileSomeWait:
     def test_the_one_they_wait_for_is_named_with_its_place(self, reports: list[str]) -> None:
         said = reports[0]
-        assert said.startswith("treadle: ranks 0, 2 wait for others, since ")
+        assert said.startswith("treadle: ranks 0, 2 wait for others, for ")
         assert "in all_reduce, test_watching.py:" in said
         assert "in wait_for_all" in said
         assert "rank 1: in test_watching.py:" in said

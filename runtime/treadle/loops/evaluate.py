@@ -133,14 +133,14 @@ def steps(
         start_scope = scope_of(f"on_{stage.hooks}_batch_start", number)
         end_scope = scope_of(f"on_{stage.hooks}_batch_end", number)
         index = -1
-        book.empty = stream.shared is not None
+        missed = stream.shared is not None
         for index, loaded in enumerate(stream):
             if stream.counts == 0.0:  # another rank's
                 if in_lockstep:
                     with _unseen(run, book):
                         step(transfer(loaded), index)
                 continue
-            book.empty = False
+            missed = False
             batch = transfer(loaded)
             if run.profiler is not None:
                 run.profiler.start(f"run_{stage.hooks}_batch")
@@ -161,6 +161,7 @@ def steps(
                 run.profiler.stop(f"run_{stage.hooks}_batch")
             yield loader, outputs
         stream.end_epoch()
+        book.empty = book.empty or missed
         if index < 0:
             raise no_batch(stream.name)
     run.current_stream = None

@@ -180,7 +180,12 @@ class AutomaticOptimization:
         with self._autocast():
             outputs = bind(step, signature_of=step)(batch, batch_idx)
         if self.optimizer is not None and (loss := self._loss(outputs)) is not None:
-            self._backward(loss)
+            backward = self._backward
+            if not self._alone and not overrides(self.module, "backward"):  # nor what listens to gradients as they come
+                trained = [parameter for parameter in self.module.parameters() if parameter.requires_grad]
+                grad = partial(torch.autograd.grad, inputs=trained, allow_unused=True)
+                backward = partial(self.run.fabric.precision.backward, call=grad)
+            backward(loss)
 
     def train_by_closure(self, batch: Any, batch_idx: int, planned: int) -> Any:
         """The step of a module that overrides ``optimizer_step``, or of an optimizer that evaluates its loss itself:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 import torch
@@ -12,7 +12,7 @@ from torch import Tensor
 from treadle.collectives import Ranks, everywhere
 from treadle.errors import ModuleError, warn
 from treadle.metric_objects import find, found_again
-from treadle.metrics import Logbook, Number, Slot
+from treadle.metrics import Logbook, Number, Slot, SlotState
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
@@ -32,33 +32,42 @@ def agree_on_epoch(book: Logbook, ranks: Ranks, group: ProcessGroup | None, owne
     """Reduce over all ranks what each has added up over the epoch, where that was not done yet. Collective: two small
     messages, and one for each kind of reduction. On one rank, nothing.
 
-    A rank that saw no batch contributes nothing. A metric object reduces itself (torchmetrics does).
+    A rank that saw no batch contributes nothing, and gets the values too. A metric object reduces itself (torchmetrics
+    does).
 
     Raises:
         ModuleError: The ranks logged different metrics; on every rank.
     """
     if ranks.size == 1:
         return
-    own = {
-        Key(
-            slot.plain_name, slot.loader, slot.reduce_fx, find(owner, slot.metric) if slot.metric is not None else None
-        ): slot
-        for slot in book.slots()
-        if slot.on_epoch and slot.syncs_epoch and slot.agreed is None and (slot.total is not None or slot.gathered)
-    }
-    keys = _common(list(own), ranks, empty=book.empty)
+    own = {key: slot for key, slot in _to_agree_on(book, owner) if slot.total is not None or slot.gathered}
+    keys, teller = _common(list(own), ranks, empty=book.empty)
+    if teller is not None:
+        empty = [SlotState(**{**slot, "value": None, "total": None}) for slot in book.state_dict()]
+        book.open_like(ranks.broadcast(empty, teller))
+    slots = dict(_to_agree_on(book, owner))
     for key in keys:
         if key.metric is not None:
             metric = own[key].metric if key in own else found_again(owner, key.metric)
             if not hasattr(metric, "sync") and not hasattr(metric, "dist_sync_fn"):
                 warn("metric", f"{type(metric).__name__} doesn't reduce over ranks: {key.name} is what each rank saw.")
             value = metric.compute()
-            if key in own:
-                own[key].agreed = own[key]._number(value)
-    _reduce([key for key in keys if key.metric is None], own, ranks, group)
+            if key in slots:
+                slots[key].agreed = slots[key]._number(value)
+    _reduce([key for key in keys if key.metric is None], own, slots, ranks, group)
 
 
-def _reduce(keys: Sequence[Key], own: dict[Key, Slot], ranks: Ranks, group: ProcessGroup | None) -> None:
+def _to_agree_on(book: Logbook, owner: object) -> Iterator[tuple[Key, Slot]]:
+    for slot in book.slots():
+        if slot.on_epoch and slot.syncs_epoch and slot.agreed is None:
+            metric = find(owner, slot.metric) if slot.metric is not None else None
+            yield Key(slot.plain_name, slot.loader, slot.reduce_fx, metric), slot
+
+
+def _reduce(
+    keys: Sequence[Key], own: dict[Key, Slot], slots: dict[Key, Slot], ranks: Ranks, group: ProcessGroup | None
+) -> None:
+    """What ``own`` have added up, into ``slots``: those, and of a rank that saw no batch empty ones."""
     for kind in ("mean", "sum", "min", "max"):
         of_kind = [key for key in keys if key.reduce_fx == kind]
         if not of_kind:
@@ -68,9 +77,9 @@ def _reduce(keys: Sequence[Key], own: dict[Key, Slot], ranks: Ranks, group: Proc
         weights = [own[key].weight if key in own else 0.0 for key in of_kind] if kind == "mean" else []
         reduced = ranks.reduce(_stacked([*totals, *weights], ranks.device), "sum" if kind == "mean" else kind, group)
         for index, key in enumerate(of_kind):
-            if key in own:
+            if key in slots:
                 weight = reduced[len(of_kind) + index] if weights else 0.0
-                own[key].agreed = own[key].finished(reduced[index], weight)
+                slots[key].agreed = slots[key].finished(reduced[index], weight)
 
 
 def agree_on_step(book: Logbook, ranks: Ranks, group: ProcessGroup | None) -> None:
@@ -82,7 +91,7 @@ def agree_on_step(book: Logbook, ranks: Ranks, group: ProcessGroup | None) -> No
         for slot in book.fresh()
         if slot.syncs_steps and slot.metric is None
     }
-    keys = _common(list(own), ranks, empty=False)
+    keys, _ = _common(list(own), ranks, empty=False)
     for kind in ("mean", "sum", "min", "max"):
         of_kind = [key for key in keys if key.reduce_fx == kind]
         if of_kind:
@@ -91,21 +100,21 @@ def agree_on_step(book: Logbook, ranks: Ranks, group: ProcessGroup | None) -> No
                 own[key].value = value
 
 
-def _common(keys: list[Key], ranks: Ranks, *, empty: bool) -> list[Key]:
-    """The keys of all ranks, in one order."""
+def _common(keys: list[Key], ranks: Ranks, *, empty: bool) -> tuple[list[Key], int | None]:
+    """The keys of all ranks, in one order; and a rank that has all of them, where others have not."""
     keys = sorted(keys, key=repr)
     digest = hashlib.blake2b(repr(keys).encode(), digest_size=7)
     number = int.from_bytes(digest.digest(), "big")
     largest = ranks.reduce(torch.tensor([number, -number], dtype=torch.int64), "max").tolist()
     if largest == [number, -number]:
-        return keys
+        return keys, None
     found = ranks.gather_objects((keys, empty))
     told = [(rank, names) for rank, (names, is_empty) in enumerate(found) if not is_empty]
     first_rank, first = told[0]
     for rank, names in told[1:]:
         if names != first:
             raise everywhere(_different(first_rank, first, rank, names))
-    return first
+    return first, first_rank
 
 
 def _different(one: int, keys: list[Key], other: int, others: list[Key]) -> ModuleError:

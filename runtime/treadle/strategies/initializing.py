@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, MutableMapping, Sequence
 from functools import partial
+from inspect import signature
 from typing import Any, final
+from weakref import WeakValueDictionary
 
 import torch
 from torch import Tensor, nn
+from torch.utils.weak import WeakIdKeyDictionary
 
 from treadle.collectives import Ranks
 from treadle.errors import ConfigError
@@ -23,8 +26,9 @@ class Starting:
 
     def __init__(self, ranks: Ranks) -> None:
         self._ranks = ranks
-        self._made: dict[Tensor, Tensor] = {}
-        self._started: set[Tensor] = set()
+        # Weak: whole tensors that were sharded since must not stay. Keys of the first are on the meta device.
+        self._made: WeakValueDictionary[Tensor, Tensor] = WeakValueDictionary()
+        self._started: MutableMapping[Tensor, bool] = WeakIdKeyDictionary()
 
     def start(self, module: nn.Module, name: str, ancestors: Sequence[nn.Module]) -> None:
         """The tensors of ``module`` alone, not its children's: on the device, and rank 0's. Those on the ``meta`` device
@@ -35,14 +39,16 @@ class Starting:
         """
         parameters, buffers = dict(module.named_parameters(recurse=False)), dict(module.named_buffers(recurse=False))
         missing = [key for key, tensor in {**parameters, **buffers}.items() if tensor.is_meta]
-        module._apply(self._on_device, recurse=False)
+        # torchmetrics has no such argument; what it applies to again is there already.
+        alone = {"recurse": False} if "recurse" in signature(module._apply).parameters else {}
+        module._apply(self._on_device, **alone)
         for key, parameter in parameters.items():
             if parameter.is_meta:  # torch makes a new one of it; where it is tied, that must be the same one
                 module._parameters[key] = self._made.setdefault(parameter, module._parameters[key])  # type: ignore[arg-type, assignment]
         if missing:
             self._draw(module, name, missing, ancestors)
         new = [t for t in (*module.parameters(recurse=False), *module.buffers(recurse=False)) if t not in self._started]
-        self._started.update(new)
+        self._started.update(dict.fromkeys(new, True))
         if self._ranks.size > 1:
             for tensor in new:
                 _send(tensor)
