@@ -31,7 +31,7 @@ from torch.utils.data import DataLoader, Dataset, DistributedSampler
 
 import treadle
 
-RANKS, BATCH, WARMUP, STEPS, ROUNDS = 2, 64, 20, 100, 5
+RANKS, BATCH, WARMUP, STEPS, ROUNDS = 2, 64, 20, 150, 9
 LIGHTNING = importlib.util.find_spec("pytorch_lightning") is not None
 OFF = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
 

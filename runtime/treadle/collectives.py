@@ -140,14 +140,20 @@ class Ranks:
         import torch.distributed as dist
 
         if sync_grads:
-            from torch.distributed.nn.functional import all_gather
-
-            return torch.stack(list(all_gather(value.contiguous(), group or dist.group.WORLD)))
+            gathered: Tensor = _Gathered.apply(value, self, group)  # type: ignore[no-untyped-call]
+            return gathered
         parts = [
             torch.empty_like(value, memory_format=torch.contiguous_format) for _ in range(dist.get_world_size(group))
         ]
         dist.all_gather(parts, value.detach().contiguous(), group=group)
         return torch.stack(parts)
+
+    def total(self, value: Tensor) -> Tensor:
+        """The sum of ``value`` over all ranks, same shape; gradients flow back to each rank."""
+        if self.size == 1:
+            return value
+        summed: Tensor = _Summed.apply(value, self)  # type: ignore[no-untyped-call]
+        return summed
 
     def gather_objects(self, value: Value, *, to: int | None = None) -> list[Value]:
         """``value`` of every rank, on all of them, or on rank ``to`` alone (the others get an empty list). For what is
@@ -224,6 +230,35 @@ class Ranks:
                             fix=fix,
                         )
                     )
+
+
+class _Summed(torch.autograd.Function):
+    """A sum over ranks. Each rank's value is in the result of all, so its gradient is the sum of theirs."""
+
+    @staticmethod
+    def forward(context: Any, value: Tensor, ranks: Ranks) -> Tensor:
+        context.ranks = ranks
+        return ranks.reduce(value, "sum")
+
+    @staticmethod
+    def backward(context: Any, *gradients: Tensor) -> tuple[Tensor, None]:
+        return context.ranks.reduce(gradients[0], "sum"), None
+
+
+class _Gathered(torch.autograd.Function):
+    """All ranks' values. Each is in the result of all, so its gradient is the sum of what they have for it."""
+
+    @staticmethod
+    def forward(context: Any, value: Tensor, ranks: Ranks, group: ProcessGroup | None) -> Tensor:
+        context.ranks, context.group = ranks, group
+        return ranks.gather(value, group=group)
+
+    @staticmethod
+    def backward(context: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
+        import torch.distributed as dist
+
+        total = context.ranks.reduce(gradients[0], "sum", context.group)
+        return total[dist.get_rank(context.group)], None, None
 
 
 def everywhere(error: Exception) -> Exception:

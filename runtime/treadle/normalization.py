@@ -32,10 +32,10 @@ class SyncBatchNorm(_BatchNorm):
         axes = [axis for axis in range(input.dim()) if axis != 1]
         wide = input.float() if input.dtype in (torch.float16, torch.bfloat16) else input
         count = wide.new_full((1,), wide.numel() / wide.shape[1])
-        total: Tensor = _Sum.apply(torch.cat([wide.sum(axes), count]), self.ranks)  # type: ignore[no-untyped-call]
+        total = self.ranks.total(torch.cat([wide.sum(axes), count]))
         mean = total[:-1] / total[-1]
         shape = [1, -1, *[1] * (input.dim() - 2)]
-        squares: Tensor = _Sum.apply((wide - mean.view(shape)).square().sum(axes), self.ranks)  # type: ignore[no-untyped-call]
+        squares = self.ranks.total((wide - mean.view(shape)).square().sum(axes))
         variance = squares / total[-1]
         if self.training and self.track_running_stats:
             self._remember(mean.detach(), squares.detach(), total[-1].detach())
@@ -53,20 +53,6 @@ class SyncBatchNorm(_BatchNorm):
         rate: Any = 1.0 / self.num_batches_tracked if self.momentum is None else self.momentum
         self.running_mean.lerp_(mean.to(self.running_mean.dtype), rate)
         self.running_var.lerp_((squares / (count - 1)).to(self.running_var.dtype), rate)
-
-
-@final
-class _Sum(torch.autograd.Function):
-    """Over all ranks, as is its gradient."""
-
-    @staticmethod
-    def forward(ctx: Any, value: Tensor, ranks: Ranks) -> Tensor:
-        ctx.ranks = ranks
-        return ranks.reduce(value, "sum")
-
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
-        return ctx.ranks.reduce(gradient, "sum"), None
 
 
 def convert(module: nn.Module, ranks: Ranks) -> nn.Module:

@@ -326,6 +326,8 @@ class Trainer(Readings):
             _require(model, "configure_optimizers")
             if loaders.validates:
                 _require(model, "validation_step")
+            if self.fabric.precision.weights is not None:  # a checkpoint's weights are loaded in their format
+                self.fabric.precision.convert(model)
             checkpoint = self._load(parts, ckpt_path, resume=True)
             self._place(model, checkpoint)
             parts.optimizers = read_optimizers(model.configure_optimizers())

@@ -53,7 +53,7 @@ class Net(treadle.Module):
         super().__init__()
         with torch.random.fork_rng():
             torch.manual_seed(3)
-            first = [nn.Linear(4, 8), nn.BatchNorm1d(8) if norm else nn.Identity()]
+            first = [nn.Linear(4, 8, bias=not norm), nn.BatchNorm1d(8) if norm else nn.Identity()]
             self.net = nn.Sequential(*first, Block(dropout), Block(dropout), nn.Linear(8, 2))
         self.weighted = weighted
         self.seen: list[tuple[int, int, list[int]]] = []
