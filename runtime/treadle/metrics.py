@@ -214,6 +214,8 @@ class Logbook:
         """This rank sees no batch of a loader of the stage."""
         self.muted = False
         """What is logged now was logged before: a closure runs again."""
+        self.repeated = False
+        """Since the last reset, something was: a rank without a batch of its own repeats another's."""
         self._step = 0
         self._by_size: list[tuple[Slot, Number, float]] = []
         self.size_unknown: DataError | None = None
@@ -221,6 +223,7 @@ class Logbook:
 
     def log(self, name: str, value: Any, options: tuple[Any, ...], batch_size: float | Tensor | None) -> None:
         if self.muted:
+            self.repeated = True
             return None
         scope = self.scope
         try:
@@ -422,7 +425,7 @@ class Logbook:
 
     def reset(self) -> None:
         """Another epoch: every reduction starts anew."""
-        self.epoch_is_over = False
+        self.epoch_is_over = self.repeated = False
         for slot in self.slots():
             slot.reset()
 

@@ -25,6 +25,13 @@ ALONE = [
 ]
 """On a machine with loopback alone, so that Ray meets nobody and listens to nobody; its many processes end with the first."""
 
+SETTINGS = {
+    "RAY_AUTH_MODE": "disabled",
+    "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",  # one process less
+    "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "200",  # as other tests may run beside this
+    "RAY_USAGE_STATS_ENABLED": "0",
+}
+
 
 @pytest.fixture(scope="session", autouse=True)
 def _ray() -> None:
@@ -37,8 +44,6 @@ class TestTwoWorkersOfRay:
     def test_are_two_ranks(self, new_run: NewRun, launched: Run) -> None:
         run = new_run()
         with tempfile.TemporaryDirectory(prefix="ray-") as folder:  # a short path: sockets lie in it
-            quiet = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_AUTH_MODE": "disabled", "HOME": folder}
-            patient = {"RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "200"}
             command = [*ALONE, sys.executable, str(PROJECT / "ray_job.py"), folder, *run.arguments()]
-            run.complete(command, timeout=240, **quiet, **patient)
+            run.complete(command, timeout=240, HOME=folder, **SETTINGS)
         assert_same_training(run, launched)

@@ -70,7 +70,7 @@ class Net(treadle.Module):
         return {"loss": loss, "weight": weights.sum()} if self.weighted else loss
 
     def validation_step(self, batch: Any, batch_idx: int) -> None:
-        x, y, indices = batch
+        x, y, _ = batch
         self.log("val_loss", nn.functional.cross_entropy(self.net(x), y))
         self.log("val_samples", float(len(x)), reduce_fx="sum")
 
@@ -146,9 +146,7 @@ def samples_by_step(runs: list[Left]) -> dict[tuple[int, int], set[int]]:
 
 def require_equal(run: Left, single: Left, *, tolerance: float = 1e-6) -> None:
     for name, value in single.weights.items():
-        torch.testing.assert_close(
-            run.weights[name], value, atol=tolerance, rtol=tolerance, msg=lambda m: f"{name}: {m}"
-        )
+        torch.testing.assert_close(run.weights[name], value, atol=tolerance, rtol=tolerance, msg=f"{name} differs")
     assert run.metrics.keys() == single.metrics.keys()
     for name, number in single.metrics.items():
         assert abs(run.metrics[name] - number) <= 10 * tolerance * max(1.0, abs(number)), (

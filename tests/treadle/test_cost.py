@@ -4,7 +4,6 @@ import gc
 import os
 import resource
 import sys
-import weakref
 from collections.abc import Callable, Iterator
 from itertools import repeat
 from pathlib import Path
@@ -17,7 +16,6 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 import treadle
-from treadle.precision import FullPrecision
 
 FEW, MANY = 20, 120
 """Two fits that differ in their steps only: what starting and ending cost cancels out."""
@@ -185,24 +183,6 @@ class TestAStepOfFabric:
         for ours, theirs in on_ranks(2, calls_on_a_rank):
             print(f"calls per step: {ours:.1f}, of a loop with DDP {theirs:.1f}")
             assert ours - theirs <= self.MORE
-
-
-def whole_weights_left(ranks: Any) -> int:
-    """How many of a module's parameters there still are once it is sharded, before the garbage collector comes."""
-    from treadle.strategies import FSDP
-
-    strategy = FSDP()
-    strategy.start(ranks, FullPrecision())
-    module = nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 8))
-    whole = [weakref.ref(parameter) for parameter in module.parameters()]
-    gc.disable()
-    strategy.place(module)
-    return sum(parameter() is not None for parameter in whole)
-
-
-class TestAShardedModule:
-    def test_keeps_no_whole_weights(self) -> None:
-        assert on_ranks(2, whole_weights_left) == [0, 0]
 
 
 class Endless:

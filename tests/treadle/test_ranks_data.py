@@ -14,7 +14,6 @@ from ranks import on_trainer_ranks
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, DistributedSampler, IterableDataset
 
-import treadle
 from treadle.data import CombinedLoader
 
 
@@ -179,3 +178,30 @@ class TestSeveralLoadersAtOnce:
         for name, value in single.weights.items():
             torch.testing.assert_close(runs[1].weights[name], value, atol=1e-6, rtol=1e-6)
         assert runs[0].metrics == pytest.approx(single.metrics, rel=1e-5)
+
+
+class OfEachStep(Net):
+    def training_step(self, batch: Any, batch_idx: int) -> Any:
+        self.log("sum", float(len(batch[0])), sync_dist=True, reduce_fx="sum")
+        self.log("one", 1.0, sync_dist=True)
+        return super().training_step(batch, batch_idx)
+
+
+def fitted_on_few(folder: Path, samples: int) -> Left:
+    module = OfEachStep()
+    trainer = trainer_for(folder, "ddp", max_epochs=1)
+    trainer.fit(module, DataLoader(Numbered(samples), 4), DataLoader(Numbered(5), 8))
+    return left_by(trainer, module)
+
+
+class TestARankWithoutABatch:
+    @pytest.mark.parametrize("count", [2, 33])
+    def test_adds_nothing_and_gets_the_values(self, tmp_path: Path, count: int) -> None:
+        """Whether in the last round or in all of them."""
+        runs = on_trainer_ranks(4, fitted_on_few, tmp_path, count)
+        for run in runs:
+            assert run.metrics["samples"] == count
+            assert run.metrics["val_samples"] == 5
+            assert run.metrics["val_loss"] == runs[0].metrics["val_loss"]
+        assert sum(float(row["sum"]) for row in runs[0].rows if row["sum"]) == count
+        assert {float(row["one"]) for row in runs[0].rows if row["one"]} == {1.0}

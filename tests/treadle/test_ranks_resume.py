@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 import warnings
 from pathlib import Path
 from typing import Any
@@ -10,8 +9,10 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed.fsdp  # before forking: each rank would import it
-from rank_training import GLOBAL_BATCH, Left, Net, Plan, require_equal, samples_by_step, train
+from rank_training import Left, Net, Plan, require_equal, samples_by_step, train
 from ranks import on_trainer_ranks
+
+import treadle
 
 PLANS = {
     "inside an epoch": Plan(module={"dropout": 0.3}, trainer={"max_epochs": 3}),
@@ -22,10 +23,6 @@ PLANS = {
     "augmented in workers": Plan(module={"dropout": 0.3}, workers=2, noise=0.3, trainer={"max_epochs": 3}),
 }
 STEPS = {"inside an epoch": 4, "between epochs": 3, "inside a window": 3, "augmented in workers": 5}
-
-
-class SavesInTheWindow:
-    """Settings of a run that saves after every batch and is stopped after batch 4, where one of two has been added up."""
 
 
 def stopped_and_resumed(folder: Path, count: int, strategy: str) -> dict[str, tuple[Left, Left]]:
@@ -40,9 +37,6 @@ def stopped_and_resumed(folder: Path, count: int, strategy: str) -> dict[str, tu
         resumed = train(plan, folder / name / "parts", count, strategy, ckpt_path="last")
         found[name] = (unbroken, resumed)
     return found
-
-
-import treadle
 
 
 class StopsAfter(treadle.Callback):

@@ -151,7 +151,9 @@ TOLERANCES = {"bf16-mixed": 0.03, "16-mixed": 0.01, "bf16-true": 0.1, "64-true":
 
 def ways(folder: Path, ranks: int, strategy: str) -> dict[str, Left]:
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "The .grad attribute of a Tensor that is not a leaf")  # torch's compiler reads it
+        warnings.filterwarnings(
+            "ignore", "The .grad attribute of a Tensor that is not a leaf"
+        )  # torch's compiler reads it
         return {name: train(plan, folder / name, ranks, strategy) for name, plan in PLANS.items()}
 
 

@@ -57,8 +57,13 @@ class ShardedLoader:
         self._epoch = 0
 
     def __iter__(self) -> Iterator[Any]:
+        """The batches of an epoch, or those that are left of the one it was loaded into. The order is settled when this
+        returns: generators that were saved are to be set after it, before the first batch."""
         self._stream.set_epoch(self._epoch)
-        for batch in self._stream:
+        return self._rest(iter(self._stream))
+
+    def _rest(self, batches: Iterator[Any]) -> Iterator[Any]:
+        for batch in batches:
             yield batch if self._to_device is None else self._to_device(batch)
         self._stream.end_epoch()
         self._epoch += 1

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 import torch
@@ -41,7 +41,7 @@ def agree_on_epoch(book: Logbook, ranks: Ranks, group: ProcessGroup | None, owne
     if ranks.size == 1:
         return
     own = {key: slot for key, slot in _to_agree_on(book, owner) if slot.total is not None or slot.gathered}
-    keys, teller = _common(list(own), ranks, empty=book.empty)
+    keys, teller = _common(list(own), ranks, empty=book.empty or (book.repeated and not own))
     if teller is not None:
         empty = [SlotState(**{**slot, "value": None, "total": None}) for slot in book.state_dict()]
         book.open_like(ranks.broadcast(empty, teller))
@@ -54,7 +54,10 @@ def agree_on_epoch(book: Logbook, ranks: Ranks, group: ProcessGroup | None, owne
             value = metric.compute()
             if key in slots:
                 slots[key].agreed = slots[key]._number(value)
-    _reduce([key for key in keys if key.metric is None], own, slots, ranks, group)
+    totals = {key: (slot.total, slot.weight) for key, slot in own.items()}
+    for key, total, weight in _over_ranks([key for key in keys if key.metric is None], totals, ranks, group):
+        if key in slots:
+            slots[key].agreed = slots[key].finished(total, weight)
 
 
 def _to_agree_on(book: Logbook, owner: object) -> Iterator[tuple[Key, Slot]]:
@@ -64,22 +67,21 @@ def _to_agree_on(book: Logbook, owner: object) -> Iterator[tuple[Key, Slot]]:
             yield Key(slot.plain_name, slot.loader, slot.reduce_fx, metric), slot
 
 
-def _reduce(
-    keys: Sequence[Key], own: dict[Key, Slot], slots: dict[Key, Slot], ranks: Ranks, group: ProcessGroup | None
-) -> None:
-    """What ``own`` have added up, into ``slots``: those, and of a rank that saw no batch empty ones."""
+def _over_ranks(
+    keys: Sequence[Key], own: Mapping[Key, tuple[Number | None, Number]], ranks: Ranks, group: ProcessGroup | None
+) -> Iterator[tuple[Key, Tensor, Number]]:
+    """The total and the weight of each of ``keys`` over all ranks, from those that this one has."""
     for kind in ("mean", "sum", "min", "max"):
         of_kind = [key for key in keys if key.reduce_fx == kind]
         if not of_kind:
             continue
         nothing = {"min": float("inf"), "max": float("-inf")}.get(kind, 0.0)
-        totals = [own[key].total if key in own else nothing for key in of_kind]
-        weights = [own[key].weight if key in own else 0.0 for key in of_kind] if kind == "mean" else []
-        reduced = ranks.reduce(_stacked([*totals, *weights], ranks.device), "sum" if kind == "mean" else kind, group)
+        found = [own.get(key, (nothing, 0.0)) for key in of_kind]
+        weights = [weight for _, weight in found] if kind == "mean" else []
+        stacked = _stacked([*[total for total, _ in found], *weights], ranks.device)
+        reduced = ranks.reduce(stacked, "sum" if kind == "mean" else kind, group)
         for index, key in enumerate(of_kind):
-            if key in slots:
-                weight = reduced[len(of_kind) + index] if weights else 0.0
-                slots[key].agreed = slots[key].finished(reduced[index], weight)
+            yield key, reduced[index], reduced[len(of_kind) + index] if weights else 0.0
 
 
 def agree_on_step(book: Logbook, ranks: Ranks, group: ProcessGroup | None) -> None:
@@ -91,13 +93,11 @@ def agree_on_step(book: Logbook, ranks: Ranks, group: ProcessGroup | None) -> No
         for slot in book.fresh()
         if slot.syncs_steps and slot.metric is None
     }
-    keys, _ = _common(list(own), ranks, empty=False)
-    for kind in ("mean", "sum", "min", "max"):
-        of_kind = [key for key in keys if key.reduce_fx == kind]
-        if of_kind:
-            values = _stacked([own[key].value for key in of_kind], ranks.device)
-            for key, value in zip(of_kind, ranks.reduce(values, kind, group), strict=True):
-                own[key].value = value
+    keys, _ = _common(list(own), ranks, empty=book.repeated and not own)
+    values = {key: (slot.value, 1.0) for key, slot in own.items()}
+    for key, total, weight in _over_ranks(keys, values, ranks, group):
+        if key in own:
+            own[key].value = total / weight if key.reduce_fx == "mean" else total
 
 
 def _common(keys: list[Key], ranks: Ranks, *, empty: bool) -> tuple[list[Key], int | None]:

@@ -16,8 +16,8 @@ from ray.train.torch import TorchTrainer
 from treadle.cli import run
 
 
-def train(arguments: list[str]) -> None:
-    run(Classifier, Rings, arguments)
+def train(settings: dict[str, list[str]]) -> None:
+    run(Classifier, Rings, settings["arguments"])
 
 
 if __name__ == "__main__":
@@ -26,7 +26,7 @@ if __name__ == "__main__":
     try:
         TorchTrainer(
             train,
-            train_loop_config=arguments,
+            train_loop_config={"arguments": arguments},
             scaling_config=ScalingConfig(num_workers=2),
             run_config=RunConfig(name="points", storage_path=f"{folder}/results"),
         ).fit()
