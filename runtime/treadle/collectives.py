@@ -37,6 +37,8 @@ class Ranks:
         self.rank, self.size = world.rank, world.size
         self.store: Store | None = None
         """Where they met; None on one rank, and where somebody else has opened the process group."""
+        self.repeats = False
+        """The training batch at hand is another rank's, read so that this one has any: it counts for nothing."""
         self._owned = False
 
     @property

@@ -31,11 +31,12 @@ class SyncBatchNorm(_BatchNorm):
         self._check_input_dim(input)
         axes = [axis for axis in range(input.dim()) if axis != 1]
         wide = input.float() if input.dtype in (torch.float16, torch.bfloat16) else input
-        count = wide.new_full((1,), wide.numel() / wide.shape[1])
-        total = self.ranks.total(torch.cat([wide.sum(axes), count]))
+        here = 0.0 if self.ranks.repeats else 1.0
+        count = wide.new_full((1,), here * wide.numel() / wide.shape[1])
+        total = self.ranks.total(torch.cat([here * wide.sum(axes), count]))
         mean = total[:-1] / total[-1]
         shape = [1, -1, *[1] * (input.dim() - 2)]
-        squares = self.ranks.total((wide - mean.view(shape)).square().sum(axes))
+        squares = self.ranks.total(here * (wide - mean.view(shape)).square().sum(axes))
         variance = squares / total[-1]
         if self.training and self.track_running_stats:
             self._remember(mean.detach(), squares.detach(), total[-1].detach())

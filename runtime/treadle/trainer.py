@@ -6,7 +6,7 @@ import hashlib
 import os
 import signal as signals
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from datetime import timedelta
 from pathlib import Path
@@ -530,6 +530,8 @@ class Trainer(Readings):
             fitting=name == "fit",
             silent=self.barebones,
         )
+        if name != "fit":  # which agrees on it once its run has begun
+            self._agree_on_log_dir(lambda: self.log_dir)
         shared = Shared.of(self.fabric.strategy.share, self.fabric.ranks) if self._deals_out else None
         loaders = self._loaders = Loaders(
             module, datamodule, given, self.limits, shared, self.fabric.ranks, self.fabric.strategy.share.index
@@ -663,12 +665,15 @@ class Trainer(Readings):
 
     def _start_run(self, parts: Parts, checkpoint: Checkpoint | None) -> None:
         """The run's folder, and the line that says where it is."""
-        log_dir = self.fabric.ranks.from_rank_zero(self._own_folder)
-        if not self.is_global_zero:
-            self._log_dir = log_dir
+        self._agree_on_log_dir(self._own_folder)
         if self.is_global_zero:
             folder = self.run_folder if self.loggers else None
             announce(parts.run.module, self.fabric, folder, self._position(checkpoint), self._policies)
+
+    def _agree_on_log_dir(self, found: Callable[[], Path | None]) -> None:
+        log_dir = self.fabric.ranks.from_rank_zero(found)
+        if not self.is_global_zero:
+            self._log_dir = log_dir
 
     def _own_folder(self) -> Path | None:
         """On rank 0."""

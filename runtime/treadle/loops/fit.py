@@ -133,7 +133,7 @@ class FitLoop:
             planned, closes = self.window(index) if accumulates else (1, True)
             if several:
                 optimization.counts = stream.counts
-                book.muted = stream.counts == 0.0
+                run.fabric.ranks.repeats = book.muted = stream.counts == 0.0
             outputs = train(batch, index, planned, closes)
             progress.batch += 1
             progress.batches += 1
