@@ -111,6 +111,8 @@ class AutomaticOptimization:
         self._scope = scope_of("training_step")
         hooks = run.hooks
         self._before_zero_grad = hooks["on_before_zero_grad"]
+        # Where nobody looks at them there, gradients go before the forward pass, and take no memory beside it.
+        self._clears_early = not (self._before_zero_grad or self._own_zero_grad or self._with_closure)
         self._before_backward, self._after_backward = hooks["on_before_backward"], hooks["on_after_backward"]
         self._before_step = hooks["on_before_optimizer_step"]
         self._stepped = False
@@ -155,6 +157,8 @@ class AutomaticOptimization:
         book, progress = self.book, self.progress
         book.scope = self._scope
         book.start_step()
+        if self._clears_early and progress.window == 0 and self.optimizer is not None:
+            self.optimizer.zero_grad()
         with self._autocast():
             outputs = self._training_step(batch, batch_idx)
         weight = None if isinstance(outputs, Tensor) else _weight_of(outputs)
@@ -168,7 +172,8 @@ class AutomaticOptimization:
         if loss is None or (self._alone and not isinstance(weight, Tensor) and weight == 0.0):
             return outputs  # a batch that counts nothing is skipped
         if progress.window == 0:
-            self.zero_grad(None, batch_idx=batch_idx)
+            if not self._clears_early:
+                self.zero_grad(None, batch_idx=batch_idx)
             self.weight = None
         self.backward(self._share(loss, weight, planned, closes))
         progress.window += 1
