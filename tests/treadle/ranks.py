@@ -59,7 +59,9 @@ def on_ranks(count: int, function: Callable[..., Result], *arguments: Any, timeo
                 process.join()
 
 
-def on_trainer_ranks(count: int, function: Callable[..., Result], *arguments: Any, timeout: float = 120.0) -> list[Result]:
+def on_trainer_ranks(
+    count: int, function: Callable[..., Result], *arguments: Any, timeout: float = 120.0
+) -> list[Result]:
     """What ``function(*arguments)`` returns on each of ``count`` ranks that a Trainer finds by their variables, by rank."""
     return on_ranks(count, _as_launched, function, *arguments, timeout=timeout)
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-PROGRAM = '''
+PROGRAM = """
 import sys
 import torch
 import treadle
@@ -47,7 +47,7 @@ if __name__ == "__main__":
         print(trainer.global_step, trainer.last_epoch, repr(float(trainer.callback_metrics["loss_epoch"])))
         print([round(value, 6) for value in model.net.weight.flatten().tolist()])
         print(trainer.checkpoint_callback.best_model_path, trainer.log_dir)
-'''
+"""
 
 
 @pytest.fixture(scope="module")
