@@ -25,6 +25,7 @@ from treadle.errors import CheckpointError, ConfigError
 from treadle.loggers import Logger
 from treadle.normalization import convert
 from treadle.precision import Precision, precision_for
+from treadle.seeding import capture_rng, restore_rng
 from treadle.strategies import STARTS, Strategy, strategy_for
 from treadle.strategies.sharding import clip_to_norm, clip_to_value, load_whole_state, total_norm, whole_state
 
@@ -88,8 +89,6 @@ class Fabric:
         self.ranks = Ranks(world, self.device, timeout)
         self.loggers = [loggers] if isinstance(loggers, Logger) else list(loggers)
         self.launched = False
-        self.position: Callable[[], str] = str
-        """How far this rank is, for the report of a stall."""
         if world.size == 1 and not self.strategy.in_lockstep:
             self.launch()
 
@@ -174,7 +173,7 @@ class Fabric:
         if self.ranks.store is not None:
             from treadle.watching import Watch
 
-            watch = Watch(self.ranks.store, self.ranks.rank, self.ranks.size, position=lambda: self.position())
+            watch = Watch(self.ranks.store, self.ranks.rank, self.ranks.size, position=lambda: _position[-1]())
             watch.start()
             atexit.register(self.ranks.leave)
             atexit.register(watch.stop)
@@ -260,6 +259,10 @@ class Fabric:
         self, *loaders: Any, use_distributed_sampler: bool = True, move_to_device: bool = True
     ) -> Any:
         """The same loaders, each rank reading its part: every ``world_size``-th batch of the order that rank 0 draws.
+
+        Every rank gets equally many: in a last round that has fewer batches than ranks, one without reads another's again.
+        ``loader.counts`` is what the batch taken last counts for: 1, or its share of a round of different sizes, by which
+        its loss is to be multiplied; 0 for another's, which a mean over an evaluation is to leave out.
 
         Args:
             loaders: DataLoaders or lists of batches; any other iterable is read whole by every rank, and says so.
@@ -432,6 +435,20 @@ class Fabric:
         """``module`` with its batch normalizations over the batches of all ranks; before :meth:`setup`, in place."""
         return convert(module, self.ranks) if self.world_size > 1 else module
 
+    @contextmanager
+    def same_random_numbers(self) -> Iterator[None]:
+        """Inside, every rank draws what rank 0 draws; afterwards each goes on with its own. Collective."""
+        if self.world_size == 1:
+            yield
+            return
+        own = capture_rng(self.device)
+        restore_rng(self.ranks.broadcast(capture_rng()))
+        try:
+            yield
+        finally:
+            if self.strategy.share.index:  # ranks of rank 0's share of the data go on as it does
+                restore_rng(own)
+
     def sync_buffers(self, module: nn.Module) -> None:
         """Give every rank the buffers of rank 0."""
         if self.world_size > 1:
@@ -455,6 +472,14 @@ class Fabric:
 
 _launched: list[Launched] = []
 """The ranks that this process has started, one entry: a second Fabric is among the same."""
+
+
+_position: list[Callable[[], str]] = [str]
+
+
+def tell_position(position: Callable[[], str]) -> None:
+    """How far this rank is, for the report of a stall: ``"epoch 3, batch 12"``. Kept until another takes its place."""
+    _position[-1] = position
 
 
 class _Joined:

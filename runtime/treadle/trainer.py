@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
+from torch.nn.parameter import is_lazy
 
 from treadle.arguments import (
     callbacks_for,
@@ -39,7 +40,7 @@ from treadle.console import announce, announce_checkpoint, table
 from treadle.data import DataModule
 from treadle.data.parallel import Shared
 from treadle.errors import CheckpointError, ConfigError, ModuleError
-from treadle.fabric import Fabric
+from treadle.fabric import Fabric, tell_position
 from treadle.loggers import CSVLogger, Logger
 from treadle.loops.evaluate import TEST, VALIDATE, Stage, evaluate, predict
 from treadle.loops.finding import FOLDER, JOB, find, is_newest_state, state_of_job
@@ -225,7 +226,7 @@ class Trainer(Readings):
             accelerator=accelerator, devices=devices, num_nodes=num_nodes, strategy=strategy, precision=precision
         )
         self._compile = compile_for(compile)
-        self._sync_batchnorm, self._deals_out = sync_batchnorm, use_distributed_sampler
+        self._sync_batchnorm, self.deals_out = sync_batchnorm, use_distributed_sampler
         self.duration = Duration(
             max_epochs=max_epochs,
             min_epochs=0 if min_epochs is None else min_epochs,
@@ -321,7 +322,7 @@ class Trainer(Readings):
             raise _two_sources()
         self.progress, self._results = Progress(), Results()
         given = {"train": train_dataloaders, "val": val_dataloaders}
-        with self._stage("fit", model, datamodule, given) as (parts, loaders):
+        with heard() as asked, self._stage("fit", model, datamodule, given) as (parts, loaders):
             _require(model, "training_step")
             _require(model, "configure_optimizers")
             if loaders.validates:
@@ -337,14 +338,12 @@ class Trainer(Readings):
             self._log_hyperparameters(parts)
             if checkpoint is not None:
                 restore_training(parts, checkpoint)
-            with (
-                heard() as parts.loop.asked,
-                torch.autograd.set_detect_anomaly(True) if self.numerics.detect_anomaly else nullcontext(),
-            ):
+            parts.loop.asked = asked
+            with torch.autograd.set_detect_anomaly(True) if self.numerics.detect_anomaly else nullcontext():
                 parts.loop()
-                signal = parts.loop.agreement.signal
-                if signal:
-                    self._make_way(signal)
+            signal = parts.loop.agreement.signal
+            if signal:
+                self._make_way(signal)
             parts.run.hooks.call(None, "on_fit_end")
         if signal:  # a rank that another process of ours waits for has not failed
             waited_for = self.fabric.world.environment == "ours" and not self.is_global_zero
@@ -456,7 +455,7 @@ class Trainer(Readings):
     # --- saving, and making ---
 
     def save_checkpoint(self, filepath: str | os.PathLike[str], weights_only: bool = False) -> None:
-        """Save the run as it stands. Rows logged so far are on disk before the checkpoint is.
+        """Save the run as it stands. Rows logged so far are on disk before the checkpoint is. Every rank calls it.
 
         Inside a fit, a hook other than ``on_savepoint`` is in the middle of a batch's work: see there.
 
@@ -472,6 +471,7 @@ class Trainer(Readings):
             )
         checkpoint = checkpoint_of(self._parts, weights_only=weights_only)
         if not self.is_global_zero:
+            self.fabric.barrier()  # the file is there when this returns
             return
         for logger in self.loggers:
             logger.save()
@@ -483,6 +483,8 @@ class Trainer(Readings):
                 why="checkpoints are written whole or not at all; the one before is intact.",
                 fix="make room or choose another dirpath, then resume from last.ckpt.",
             ) from error
+        finally:
+            self.fabric.barrier()
 
     def to_device(self, batch: Any, dataloader_idx: int = 0) -> Any:
         """``batch`` as a step is given it: through the transfer hooks of the data module or the module."""
@@ -503,11 +505,14 @@ class Trainer(Readings):
         _require_objects(name, module, datamodule)
         module.__dict__["_trainer"] = self
         self.fabric.launch()
-        self.fabric.position = lambda: f"epoch {self.progress.epoch}, batch {self.progress.batch}"
-        self.fabric.ranks.agree(
-            {**self.__dict__["_settings"], **_identity(module, datamodule)},
-            fix="start every rank with the same command and the same config.",
-        )
+        progress = self.progress  # and not the Trainer, which would live as long as the process
+        tell_position(lambda: f"epoch {progress.epoch}, batch {progress.batch}")
+        if self.world_size > 1:
+            settings = {name: value for name, value in self.__dict__["_settings"].items() if name != "default_root_dir"}
+            self.fabric.ranks.agree(
+                {**settings, **_identity(module, datamodule)},
+                fix="start every rank with the same command and the same config.",
+            )
         self._take_callbacks_of(module)
         require_unique_keys(self.callbacks)
         self.datamodule, self._continued, self._log_dir = datamodule, None, None
@@ -532,7 +537,7 @@ class Trainer(Readings):
         )
         if name != "fit":  # which agrees on it once its run has begun
             self._agree_on_log_dir(lambda: self.log_dir)
-        shared = Shared.of(self.fabric.strategy.share, self.fabric.ranks) if self._deals_out else None
+        shared = Shared.of(self.fabric.strategy.share, self.fabric.ranks) if self.deals_out else None
         loaders = self._loaders = Loaders(
             module, datamodule, given, self.limits, shared, self.fabric.ranks, self.fabric.strategy.share.index
         )
@@ -682,8 +687,11 @@ class Trainer(Readings):
                 logger.start_run()
         if self.loggers:
             make_folder(self.run_folder)
-            if self.fabric.world.job is not None:
-                (self.run_folder / JOB).write_text(f"{self.fabric.world.job}\n", encoding="utf-8")
+        if self.fabric.world.job is not None:
+            for callback in self.checkpoint_callbacks:
+                folder = callback.dirpath or self.run_folder / FOLDER
+                make_folder(folder)
+                (folder / JOB).write_text(f"{self.fabric.world.job}\n", encoding="utf-8")
         return self.log_dir
 
     def _load(
@@ -738,9 +746,9 @@ class Trainer(Readings):
         else:  # the run has a name: other runs are not it
             runs, folders = files.log_dir, [*folders, files.log_dir / FOLDER]
         world = self.fabric.world
-        if resume and world.restarts and world.job is not None and ckpt_path in (None, "auto"):
-            return state_of_job(runs, folders, world.job)  # started again by its scheduler: it goes on by itself
-        return find(ckpt_path, runs=runs, own_folders=folders, may_start=resume)
+        # Started again by its scheduler, with the same command: it goes on where it was, whatever it started from.
+        again = state_of_job(runs, folders, world.job) if resume and world.restarts and world.job is not None else None
+        return again or find(ckpt_path, runs=runs, own_folders=folders, may_start=resume)
 
     def _weights_for(
         self, model: Module | None, ckpt_path: str | os.PathLike[str] | None
@@ -778,7 +786,7 @@ class Trainer(Readings):
 
 def _identity(module: Module, datamodule: DataModule | None) -> dict[str, object]:
     """What the ranks of a run have in common besides the Trainer's settings."""
-    shapes = [(name, tuple(parameter.shape)) for name, parameter in module.named_parameters()]
+    shapes = [(name, None if is_lazy(p) else tuple(p.shape)) for name, p in module.named_parameters()]
     hparams = {**(dict(datamodule.hparams) if datamodule is not None else {}), **dict(module.hparams)}
     return {
         "the model": class_name(module),

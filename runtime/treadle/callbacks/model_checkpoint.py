@@ -188,7 +188,7 @@ class ModelCheckpoint(Callback):
         # A run that branches off writes elsewhere; the files it comes from are not its own.
         known = len(self._retention.kept)
         self._retention.kept = {n: s for n, s in self._retention.kept.items() if self._is_own(n)}
-        if self._resumed:
+        if self._resumed and trainer.is_global_zero:
             self._tidy(whole=len(self._retention.kept) == known)
         self._timing.start_clock(trainer.progress.now())
         self._trains = True
@@ -208,9 +208,9 @@ class ModelCheckpoint(Callback):
         assert self._folder is not None
         for name in self._displaced if whole else ():
             if self._is_own(name) and not any(name in c._retention.kept for c in (self, *self._neighbours)):
-                (self._folder / name).unlink()
+                (self._folder / name).unlink(missing_ok=True)
         for half in self._folder.glob(f".*{self.FILE_EXTENSION}.*.partial"):
-            half.unlink()
+            half.unlink(missing_ok=True)
 
     def on_savepoint(self, trainer: Trainer, module: Module, final: bool) -> None:
         # The first of them acts for all: each file is to hold what all of them have decided.
@@ -258,12 +258,11 @@ class ModelCheckpoint(Callback):
 
     def _decision(self, trainer: Trainer) -> tuple[str, list[str] | None]:
         """Rank 0's, on all ranks: values that were not reduced differ, and only it sees the folder for sure."""
-        decided = self._admitted(trainer) if trainer.is_global_zero else None
-        if trainer.world_size > 1:
-            decided, self._retention.kept, self.current_score = trainer.fabric.broadcast(
-                (decided, self._retention.kept, self.current_score)
-            )
-        assert decided is not None
+
+        def decide() -> tuple[tuple[str, list[str] | None], dict[str, float | None], float | None]:
+            return self._admitted(trainer), self._retention.kept, self.current_score
+
+        decided, self._retention.kept, self.current_score = trainer.fabric.ranks.from_rank_zero(decide)
         return decided
 
     def _admitted(self, trainer: Trainer) -> tuple[str, list[str] | None]:

@@ -156,6 +156,12 @@ class ModelPruning(Callback):
                 why="the mean of weights that were pruned at different times is not pruned.",
                 fix="keep one of them.",
             )
+        if trainer.strategy.in_lockstep:
+            raise ConfigError(
+                f"ModelPruning with strategy={trainer.strategy.name!r}.",
+                why="each rank has a part of a weight only, and what to prune is found among all of it.",
+                fix='strategy="ddp"',
+            )
         self._places, self._ended = self._found(module), None
         rewinds = self.use_lottery_ticket_hypothesis is not False and not self.resample_parameters
         self._initial = {
@@ -262,16 +268,17 @@ class ModelPruning(Callback):
         rewinds = self.use_lottery_ticket_hypothesis
         with torch.inference_mode(False), torch.no_grad():
             self._multiply()  # what was multiplied last was before the optimizer's last step
-            try:
-                self._apply(amount)
-            except (ValueError, TypeError, AttributeError) as error:
-                raise ConfigError(
-                    f"pruning by {amount} at epoch {epoch} doesn't work.",
-                    why=str(error),
-                    fix="amount=0.5, for half of what is left each time.",
-                ) from error
-            if rewinds(epoch) if callable(rewinds) else rewinds:
-                self._rewind()
+            with trainer.fabric.same_random_numbers():
+                try:
+                    self._apply(amount)
+                except (ValueError, TypeError, AttributeError) as error:
+                    raise ConfigError(
+                        f"pruning by {amount} at epoch {epoch} doesn't work.",
+                        why=str(error),
+                        fix="amount=0.5, for half of what is left each time.",
+                    ) from error
+                if rewinds(epoch) if callable(rewinds) else rewinds:
+                    self._rewind()
             self._multiply()
         if self.verbose:
             self._say(trainer, epoch)

@@ -12,10 +12,13 @@ from torch.optim.swa_utils import SWALR
 
 from treadle.callbacks.base import Callback
 from treadle.callbacks.weight_averaging import Average, equally
+from treadle.collectives import Ranks
+from treadle.data.parallel import Shared
 from treadle.data.stream import training_stream
 from treadle.errors import ConfigError, ModuleError, warn
 from treadle.optim import Schedule
 from treadle.seeding import isolated_rng, seed_everything
+from treadle.strategies.sharding import load_full_state
 
 if TYPE_CHECKING:
     from treadle.module import Module
@@ -150,7 +153,7 @@ class StochasticWeightAveraging(Callback):
         if state["average"]:
             self._average.load_state_dict(module, state["average"], state["updates"])
         if state["own"]:
-            module.load_state_dict(state["own"], strict=module.strict_loading)
+            load_full_state(module, state["own"], strict=module.strict_loading)
 
     # --- averaging ---
 
@@ -217,6 +220,7 @@ class StochasticWeightAveraging(Callback):
             limit=1.0 if isinstance(length, float) else length,
             name="the train loader",
             in_order=bool(trainer.limits.overfit),
+            shared=Shared.of(trainer.strategy.share, trainer.fabric.ranks) if trainer.deals_out else None,
         )
         with isolated_rng(trainer.fabric.device), batches.isolated(), torch.no_grad(), trainer.fabric.autocast():
             seed_everything(SEED)
@@ -225,8 +229,14 @@ class StochasticWeightAveraging(Callback):
                     layer.reset_running_stats()
                     layer.momentum = None  # the mean of all batches
                 for batch in batches:
-                    self._forward(module, trainer.to_device(batch))
+                    trainer.fabric.ranks.repeats = batches.counts == 0.0
+                    if batches.counts or trainer.strategy.in_lockstep:
+                        self._forward(module, trainer.to_device(batch))
+                if trainer.world_size > 1:
+                    for layer in layers:
+                        _combine(layer, trainer.fabric.ranks)
             finally:
+                trainer.fabric.ranks.repeats = False
                 batches.close()
                 for layer, momentum in zip(layers, momenta, strict=True):
                     layer.momentum = momentum
@@ -241,6 +251,21 @@ class StochasticWeightAveraging(Callback):
                 fix="StochasticWeightAveraging(..., inputs_of=lambda batch: batch[1]), then fit again with "
                 'ckpt_path="last": what was trained is not trained again.',
             ) from error
+
+
+def _combine(layer: _BatchNorm, ranks: Ranks) -> None:
+    """Let the statistics of ``layer`` be those of what all ranks have seen."""
+    mean, variance, count = layer.running_mean, layer.running_var, layer.num_batches_tracked
+    assert mean is not None
+    assert variance is not None
+    assert count is not None
+    weight = count.to(torch.float64)
+    total = ranks.reduce(weight, "sum")
+    first = ranks.reduce(mean.double() * weight, "sum") / total
+    second = ranks.reduce((variance.double() + mean.double().square()) * weight, "sum") / total
+    mean.copy_(first)
+    variance.copy_(second - first.square())
+    count.copy_(total)
 
 
 def first_item(batch: Any) -> Any:

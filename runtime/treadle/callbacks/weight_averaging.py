@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from treadle.callbacks.base import Callback
 from treadle.errors import CheckpointError, ConfigError
+from treadle.strategies.sharding import part_like
 
 if TYPE_CHECKING:
     from treadle.module import Module
@@ -92,7 +93,8 @@ class Average:
     def apply_to(self, module: nn.Module) -> None:
         """Give ``module`` the average for good."""
         with torch.no_grad():
-            torch._foreach_copy_(self._weights(module), self._tensors)
+            for weight, average in zip(self._weights(module), self._tensors, strict=True):
+                weight.copy_(average)
 
     @property
     def tensors(self) -> dict[str, Tensor]:
@@ -130,7 +132,7 @@ class Average:
         with torch.inference_mode(False), torch.no_grad():
             self._tensors = [torch.empty_like(weight.detach()) for weight in weights]
             for tensor, name in zip(self._tensors, self._names, strict=True):
-                tensor.copy_(state[name])
+                tensor.copy_(part_like(state[name], tensor))
         self.updates = updates
 
     def _averaged(self, module: nn.Module) -> list[str]:

@@ -23,13 +23,11 @@ class Shared:
     index: int
     count: int
     ranks: Ranks
-    even: bool = False
-    """Every rank reads equally many in evaluation too: one that has none left reads one again, which doesn't count."""
 
     @classmethod
-    def of(cls, share: Share, ranks: Ranks, *, even: bool = False) -> Shared | None:
+    def of(cls, share: Share, ranks: Ranks) -> Shared | None:
         """None where one rank reads all."""
-        return cls(share.index, share.count, ranks, even) if ranks.size > 1 else None
+        return cls(share.index, share.count, ranks) if ranks.size > 1 else None
 
     def begin(self, owned: list[Owned]) -> tuple[RNGState, list[Owned]]:
         """Rank 0's generators, those of this process set to them, and those that its loader owns."""
@@ -40,9 +38,6 @@ class Shared:
     def all_have(self, one: bool) -> bool:
         """Whether every rank has a batch."""
         return bool(self.ranks.reduce(torch.tensor(int(one)), "min"))
-
-    def any_has(self, one: bool) -> bool:
-        return bool(self.ranks.reduce(torch.tensor(int(one)), "max"))
 
 
 @final
@@ -78,6 +73,12 @@ class ShardedLoader:
         if name.startswith("_"):
             raise AttributeError(name)
         return getattr(self._stream.loader, name)
+
+    @property
+    def counts(self) -> float:
+        """What the batch taken last counts beside the other ranks': 1, its share of a ragged round, or 0 for one that is
+        another rank's."""
+        return self._stream.counts
 
     def set_epoch(self, epoch: int) -> None:
         """What a sampler that shuffles by epoch is told with the next iteration; by itself it counts from 0."""

@@ -63,10 +63,10 @@ def evaluate(
     book.outer = run.book
     run.open_book(book, state or stage.name)
     call = run.hooks.call
-    run.fabric.sync_buffers(run.module)
     with evaluating(run, stage):
         call(book, f"on_{stage.hooks}_start")
         call(book, f"on_{stage.hooks}_epoch_start")
+        run.fabric.sync_buffers(run.module)  # hooks may have swapped in averages, which each rank has its own of
         for _ in steps(run, stage, streams, book, keep):
             pass
         book.epoch_is_over = True

@@ -71,14 +71,14 @@ def newest_state(runs: Path, own_folders: list[Path]) -> Path | None:
 
 
 JOB = "job"
-"""A file in a run's folder: the scheduler's job that runs it, where there is one."""
+"""A file beside the checkpoints of a run: the scheduler's job that runs it, where there is one."""
 
 
 def state_of_job(runs: Path, own_folders: list[Path], job: str) -> Path | None:
     """``last.ckpt`` of the newest run that ``job`` has begun; None before its first checkpoint."""
-    mine = [path for path in _by_version(runs) if _job_of(path) == job]
-    mine += [folder.parent for folder in own_folders if _job_of(folder.parent) == job]
-    return next((path for folder in reversed(mine) if (path := folder / FOLDER / LAST).is_file()), None)
+    folders = [*(path / FOLDER for path in _by_version(runs)), *own_folders]
+    mine = [folder / LAST for folder in folders if _job_of(folder) == job and (folder / LAST).is_file()]
+    return mine[-1] if mine else None
 
 
 def _job_of(folder: Path) -> str | None:

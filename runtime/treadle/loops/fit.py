@@ -28,6 +28,7 @@ from treadle.metrics import Logbook, SlotState, scope_of
 from treadle.optim import Schedule
 from treadle.seeding import RNGState, capture_rng, isolated_rng, restore_rng, seed_host
 from treadle.signals import Asked
+from treadle.strategies import FollowsFreezing
 
 
 @dataclass(frozen=True)
@@ -37,10 +38,14 @@ class Resumed:
     rng: RNGState
     metrics: Sequence[SlotState]
     metric_objects: dict[str, dict[str, Any]]
+    spread: bool = False
+    """Saved on another number of ranks: each has yet to get random numbers of its own."""
 
     def restore(self, book: Logbook, run: Run) -> None:
         """Put generators and accumulators back, whatever hooks have drawn and logged since."""
         restore_rng(self.rng)
+        if self.spread:
+            spread_rng(run.fabric.ranks, run.fabric.strategy.share.index, run.fabric.device)
         book.load_state_dict(self.metrics, run.fabric.device)
         load_metric_states(run.module, self.metric_objects, run.fabric.device)
 
@@ -128,7 +133,10 @@ class FitLoop:
             run.last_batch = stream.consumed == stream.length
             if batch_starts:
                 book.scope = start_scope
-                if -1 in [listener(batch, index) for listener in batch_starts]:
+                skips = -1 in [listener(batch, index) for listener in batch_starts]
+                if several:  # one rank's wish is everybody's, or they would wait for it
+                    skips = bool(run.fabric.all_reduce(torch.tensor(int(skips)), "max"))
+                if skips:
                     return self.close_epoch()
             planned, closes = self.window(index) if accumulates else (1, True)
             if several:
@@ -187,6 +195,8 @@ class FitLoop:
         if not inside:
             self.reload(again=resumed is not None)
         run.hooks.call(self.book, "on_train_epoch_start")
+        if isinstance(run.fabric.strategy, FollowsFreezing):
+            run.fabric.strategy.refresh(run.module)
         self.stream.set_epoch(run.progress.epoch)
         batches = iter(self.stream)
         if resumed is not None and inside:
@@ -315,6 +325,7 @@ class FitLoop:
             evaluate(run, VALIDATE, streams)
             run.progress.validated = run.progress.batches
         self._validated_at = self.validation.validated()
+        self.agreement.reach()  # somebody may have asked to stop meanwhile
 
     def sanity_check(self) -> None:
         """Validate a few batches, and leave no trace: no row, no result, no random number drawn."""

@@ -88,7 +88,9 @@ def checkpoint_of(parts: Parts, *, weights_only: bool) -> Checkpoint:
     if run.fabric.strategy.in_lockstep:
         checkpoint = whole(checkpoint, keep=ranks.rank == 0)
     if ranks.size > 1 and not weights_only:
-        own = {name: checkpoint[name] for name in OWN if name in checkpoint}  # type: ignore[literal-required]
+        shared = run.fabric.strategy.in_lockstep or not progress.window  # gradients that are the same on all
+        names = [name for name in OWN if name in checkpoint and not (shared and name == "gradients")]
+        own = {name: checkpoint[name] for name in names}  # type: ignore[literal-required]
         checkpoint["ranks"] = ranks.gather_objects(cast("dict[str, Any]", apply(own, _on_host)), to=0)
     return checkpoint
 
@@ -212,7 +214,8 @@ def restore_training(parts: Parts, checkpoint: Checkpoint) -> None:
     loop.optimization.load_state_dict(checkpoint["optimization"])  # type: ignore[arg-type]
     loop.loaders.resume(checkpoint["stream"], checkpoint["validation"])  # type: ignore[arg-type]
     run.results.load_state_dict(checkpoint["results"])  # type: ignore[arg-type]
-    loop.resumed = Resumed(checkpoint["rng"], checkpoint["metrics"], checkpoint["metric_objects"])
+    spread = (len(checkpoint.get("ranks", [])) or 1) != run.fabric.ranks.size
+    loop.resumed = Resumed(checkpoint["rng"], checkpoint["metrics"], checkpoint["metric_objects"], spread)
 
 
 def _gradients(module: Module) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from treadle import plugins
 from treadle.collectives import Reduction
 from treadle.errors import ConfigError, nearest
-from treadle.strategies.base import PreparesBackward, Share, Strategy
+from treadle.strategies.base import FollowsFreezing, PreparesBackward, Share, Strategy
 from treadle.strategies.single import SingleDevice
 
 if TYPE_CHECKING:
@@ -16,7 +16,18 @@ if TYPE_CHECKING:
     from treadle.strategies.fsdp import FSDP
     from treadle.strategies.mesh import Mesh
 
-__all__ = ["DDP", "FSDP", "Mesh", "PreparesBackward", "Reduction", "Share", "SingleDevice", "Strategy", "strategy_for"]
+__all__ = [
+    "DDP",
+    "FSDP",
+    "FollowsFreezing",
+    "Mesh",
+    "PreparesBackward",
+    "Reduction",
+    "Share",
+    "SingleDevice",
+    "Strategy",
+    "strategy_for",
+]
 
 NAMES = ("auto", "single", "ddp", "ddp_find_unused_parameters_true", "fsdp", "fsdp_cpu_offload", "mesh")
 STARTS = {"ddp_spawn": "spawn", "ddp_fork": "fork", "ddp_notebook": "fork"}

@@ -73,3 +73,10 @@ class PreparesBackward(Protocol):
     """A strategy that must be told of a backward pass inside of a step (manual optimization)."""
 
     def before_backward(self, loss: Tensor) -> None: ...
+
+
+@runtime_checkable
+class FollowsFreezing(Protocol):
+    """A strategy that must be told when other parameters are trained than before."""
+
+    def refresh(self, module: nn.Module) -> None: ...

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import inspect
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from functools import partial
 from typing import TYPE_CHECKING, Any, Literal, cast, final
 from weakref import WeakKeyDictionary
 
@@ -65,10 +65,17 @@ class DDP:
     def start(self, ranks: Ranks, precision: Precision) -> None:
         self._ranks = ranks
         self._placed: WeakKeyDictionary[nn.Module, DistributedDataParallel] = WeakKeyDictionary()
+        self._trained: WeakKeyDictionary[nn.Module, list[int]] = WeakKeyDictionary()
         self.share = Share(ranks.rank, ranks.size)
 
     def place(self, module: nn.Module) -> nn.Module:
         """Returns a module whose forward is that of ``module``, with gradients that meet; all else is ``module``'s own."""
+        if any(parameter.is_meta for parameter in module.parameters()):
+            raise ConfigError(
+                f"{type(module).__name__} has parameters on the meta device, with strategy='ddp'.",
+                why="every rank has all of them, with memory and values.",
+                fix='strategy="fsdp", which gives each rank its part; or make the module outside of torch.device("meta").',
+            )
         module.to(self._ranks.device)
         if self._ranks.size == 1:
             return module
@@ -96,7 +103,7 @@ class DDP:
         )
         if self.compression is not None:
             wrapped.register_comm_hook(*self._hook())
-        self._placed[module] = wrapped
+        self._placed[module], self._trained[module] = wrapped, _trained(module)
         self._synced = False
         return Replica(module, wrapped)
 
@@ -118,11 +125,13 @@ class DDP:
         if wrapped is None:
             bound: Callable[..., Any] = getattr(module, name)
             return bound
+        placed = module.__dict__["_module"] if isinstance(module, Replica) else module
         if getattr(module, "automatic_optimization", True):
-            return partial(wrapped, name)
+            return lambda *arguments, **settings: self._placed[placed](name, *arguments, **settings)
 
         def step(*arguments: Any, **settings: Any) -> Any:
             # Its backward passes run inside; each is announced by before_backward, and none comes after it.
+            wrapped = self._placed[placed]
             wrapped.require_backward_grad_sync = False
             try:
                 return wrapped(name, *arguments, **settings)
@@ -130,6 +139,18 @@ class DDP:
                 wrapped.require_backward_grad_sync = True
 
         return step
+
+    def refresh(self, module: nn.Module) -> None:
+        """Wrap anew, if other parameters are trained now than when ``module`` was placed: DDP knows only those of then."""
+        wrapped = self._wrapped(module)
+        if wrapped is None or _trained(module) == self._trained[module]:
+            return
+        for parameter in module.parameters():
+            if parameter.grad is not None:  # it lies in the memory of the old one
+                parameter.grad = parameter.grad.clone()
+        del self._placed[module], wrapped
+        gc.collect()  # takes the old one's hooks off the parameters
+        self.place(module)
 
     def local_gradients(self, module: nn.Module) -> AbstractContextManager[Any]:
         wrapped = self._wrapped(module)
@@ -152,6 +173,10 @@ class DDP:
 
     def _wrapped(self, module: nn.Module) -> DistributedDataParallel | None:
         return self._placed.get(module.__dict__["_module"] if isinstance(module, Replica) else module)
+
+
+def _trained(module: nn.Module) -> list[int]:
+    return [id(parameter) for parameter in module.parameters() if parameter.requires_grad]
 
 
 @final
