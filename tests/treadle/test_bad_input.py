@@ -81,6 +81,7 @@ class TestAnArgumentOfTheTrainer:
             ("barebones", ["no", None, 2]),
             ("profiler", ["simpel", 3]),
             ("plugins", ["all", 3, [3]]),
+            ("micro_batch_size", [0, -1, 1.5, "2", True]),
             ("accumulate_grad_batches", [0, -1, 1.5, "2", None, {0: 2}]),
             ("gradient_clip_val", [-1.0, "1.0", float("nan")]),
             ("gradient_clip_algorithm", ["nrm", None, 2]),

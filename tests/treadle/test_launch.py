@@ -17,7 +17,7 @@ import torch.distributed as dist
 from treadle.collectives import everywhere
 from treadle.environments import World
 from treadle.errors import ConfigError, DistributedError, TrainingError
-from treadle.launch import is_interactive, run_in_ranks
+from treadle.launch import run_in_ranks
 
 SCRIPT = '''
 import os, pathlib, signal, sys, time
@@ -185,9 +185,10 @@ class TestAScript:
         assert "ConfigError: 2 ranks of a program that is no file." in run.stderr
         assert "fix: put the program into a file" in run.stderr
 
-    def test_on_several_nodes_is_told_the_launcher_to_use(self) -> None:
-        from treadle.launch import start_script
+    def test_on_several_nodes_is_told_the_launcher_to_use(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        from treadle.launch import script, start_script
 
+        monkeypatch.setattr(script, "is_interactive", lambda: False)  # a worker of pytest's is no script
         with pytest.raises(ConfigError, match=r"2 nodes, and no launcher(?s:.*)torchrun --nnodes 2 --nproc-per-node 4"):
             start_script(World(size=8, local_size=4, nodes=2))
 
@@ -371,8 +372,12 @@ class TestASession:
 
 
 class TestWhatIsInteractive:
-    def test_a_file_is_not(self) -> None:
-        assert not is_interactive()
+    def test_a_file_is_not(self, tmp_path: Path) -> None:
+        (tmp_path / "program.py").write_text("from treadle.launch import is_interactive; print(is_interactive())")
+        run = subprocess.run(
+            [sys.executable, "program.py"], cwd=tmp_path, capture_output=True, text=True, timeout=60, check=True
+        )
+        assert run.stdout == "False\n"
 
     @pytest.mark.parametrize("options", [["-c"], ["-i", "-c"]], ids=["command", "prompt"])
     def test_a_command_and_a_prompt_are(self, options: list[str]) -> None:

@@ -318,7 +318,7 @@ class TestAProgramOfWhichOnlyTheImportsChange:
         assert {"train_loss", "train_loss_epoch", "val_loss/dataloader_idx_0", "val_loss/dataloader_idx_1"} <= set(
             metrics
         )
-        assert metrics["val_hits"] > 0.9
+        assert metrics["val_hits"] > 0.8
         (results,) = trainer.test(model, datamodule=datamodule, verbose=False)
         assert results["test_acc"] > 0.9
         predictions = trainer.predict(model, datamodule=datamodule)

@@ -22,16 +22,17 @@ def start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Start:
         number: int, *, to: int, job: str = "job-1", ckpt_path: Any = None, saving: Any = None, **settings: Any
     ) -> treadle.Trainer:
         variables = {
-
-                "RANK": 0,
-                "WORLD_SIZE": 1,
-                "LOCAL_RANK": 0,
-                "LOCAL_WORLD_SIZE": 1,
-                "GROUP_RANK": 0,
-                "GROUP_WORLD_SIZE": 1
-            ,
-            "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": 29400, "TORCHELASTIC_RUN_ID": job,
-            "TORCHELASTIC_RESTART_COUNT": number, "TORCHELASTIC_MAX_RESTARTS": 9,
+            "RANK": 0,
+            "WORLD_SIZE": 1,
+            "LOCAL_RANK": 0,
+            "LOCAL_WORLD_SIZE": 1,
+            "GROUP_RANK": 0,
+            "GROUP_WORLD_SIZE": 1,
+            "MASTER_ADDR": "127.0.0.1",
+            "MASTER_PORT": 29400,
+            "TORCHELASTIC_RUN_ID": job,
+            "TORCHELASTIC_RESTART_COUNT": number,
+            "TORCHELASTIC_MAX_RESTARTS": 9,
         }
         for name, value in variables.items():
             monkeypatch.setenv(name, str(value))

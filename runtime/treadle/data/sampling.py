@@ -55,6 +55,7 @@ class ResumableSampler(Sampler[Any]):
         count: Of them.
         drop_last: Leave out a last round that is not whole.
         generator: The loader's own, if it has one.
+        quiet: Draw nothing that isn't needed: a validation more or less must not change what is drawn after it.
     """
 
     def __init__(
@@ -66,9 +67,10 @@ class ResumableSampler(Sampler[Any]):
         count: int = 1,
         drop_last: bool = False,
         generator: torch.Generator | None = None,
+        quiet: bool = False,
     ) -> None:
         self.wrapped = wrapped
-        self.seeded, self.generator = seeded, generator
+        self.seeded, self.generator, self.quiet = seeded, generator, quiet
         self.index, self.count, self.drop_last = index, count, drop_last
         self.draws_at_start = _draws_at_start(wrapped)
         self.asked: deque[tuple[Any, float]] = deque()
@@ -95,7 +97,8 @@ class ResumableSampler(Sampler[Any]):
         """Settle the order of an epoch. The first ``skip`` index lists are drawn and dropped, which reads no sample."""
         self.asked.clear()
         # torch's iterator draws a seed for its workers before its order: so that ours is the order of a plain loop.
-        seed = _draw_seed(self.generator)
+        drawn = self.seeded or not self.draws_at_start or not self.quiet
+        seed = _draw_seed(self.generator) if drawn else 0
         lists = iter(self.wrapped) if self.draws_at_start else _in_private(iter(self.wrapped), seed)
         if self._at_once:
             lists = iter(list(islice(lists, length_hint(self.wrapped))))

@@ -53,6 +53,7 @@ class Stream:
         in_order: Read a map-style data set in its own order, whatever torch's samplers would do; samplers of other
             kinds are kept. Either is said in a warning.
         shared: The ranks that read it together; None: this one reads all.
+        quiet: For an evaluation; see :class:`ResumableSampler`.
 
     Raises:
         DataError: It can't be iterated, has no batches, or has no length to take a fraction of.
@@ -66,9 +67,10 @@ class Stream:
         name: str = "the loader",
         in_order: bool = False,
         shared: Shared | None = None,
+        quiet: bool = False,
     ) -> None:
         require_iterable(loader, name)
-        self.loader, self.name, self.shared = loader, name, shared
+        self.loader, self.name, self.shared, self._quiet = loader, name, shared, quiet
         self.counts = 1.0
         """What the batch taken last counts beside the other ranks' of its round: 1, unless they are of different sizes; 0
         if it is another's, read so that all ranks have one."""
@@ -348,6 +350,7 @@ class Stream:
             count=self.shared.count if self.shared else 1,
             drop_last=bool(getattr(loader, "drop_last", False)),
             generator=getattr(loader, "generator", None),
+            quiet=self._quiet,
         )
         # DataLoader refuses the assignment once it is made, since it would half work; the whole copy is ours.
         reader.__dict__[attribute] = self._sampler

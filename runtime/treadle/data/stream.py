@@ -133,11 +133,15 @@ def evaluation_streams(
     if is_several(loader):
         loader = CombinedLoader(loader, "sequential")
     if not isinstance(loader, CombinedLoader):
-        return [Stream(loader, limit=limit, name=name, shared=shared)]
+        return [Stream(loader, limit=limit, name=name, shared=shared, quiet=True)]
     if loader.mode == "sequential":
         return [
             Stream(
-                part, limit=_smaller_limit(part, limit, own, f"{name}{key}", shared), name=f"{name}{key}", shared=shared
+                part,
+                limit=_smaller_limit(part, limit, own, f"{name}{key}", shared),
+                name=f"{name}{key}",
+                shared=shared,
+                quiet=True,
             )
             for key, part, own in loader.parts()
         ]
