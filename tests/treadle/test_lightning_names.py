@@ -173,7 +173,7 @@ class CountSteps(L.Callback):
 
 
 def main(root: str, max_epochs: int = 4, ckpt_path: str | None = None) -> tuple[L.Trainer, LitClassifier, Blobs]:
-    L.seed_everything(42, workers=True)
+    L.seed_everything(2, workers=True)
     datamodule = Blobs(os.path.join(root, "data"))
     model = LitClassifier()
     checkpoint = ModelCheckpoint(monitor="val_hits", mode="max", save_top_k=1, save_last=True, filename="{epoch}-{val_hits:.2f}")
@@ -318,7 +318,7 @@ class TestAProgramOfWhichOnlyTheImportsChange:
         assert {"train_loss", "train_loss_epoch", "val_loss/dataloader_idx_0", "val_loss/dataloader_idx_1"} <= set(
             metrics
         )
-        assert metrics["val_hits"] > 0.8
+        assert metrics["val_hits"] > 0.9
         (results,) = trainer.test(model, datamodule=datamodule, verbose=False)
         assert results["test_acc"] > 0.9
         predictions = trainer.predict(model, datamodule=datamodule)
