@@ -30,6 +30,10 @@ from treadle.launch import Patience, note, start_script, stay_with_parent
 here = pathlib.Path(__file__).parent
 
 
+def say(text):
+    os.write(1, (text + chr(10)).encode())  # at once: lines of ranks that share a pipe stay whole
+
+
 def meet(rank, port):
     """As treadle.collectives does."""
     import torch.distributed as dist
@@ -72,8 +76,8 @@ def main(then):
                 try:
                     start_script(World(size=3, local_size=3))
                 except ConfigError as error:
-                    print(error.what)
-            print(f"rank {rank} is done with {sys.argv[1:]}", flush=True)
+                    say(error.what)
+            say(f"rank {rank} is done with {sys.argv[1:]}")
         case ("fail" | "late" | "stuck", 1):
             read_sample()
         case ("die", 1):
@@ -97,7 +101,7 @@ def main(then):
         case ("asleep" | "sleep" | "die", _) | ("hang", 1):
             time.sleep(120)
         case ("late" | "hang", 0):
-            print("rank 0 is done", flush=True)
+            say("rank 0 is done")
         case _:
             add_up()
 
