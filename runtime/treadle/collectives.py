@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import socket
 from collections.abc import Callable, Mapping
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, Literal, TypeVar, final
@@ -73,7 +74,7 @@ class Ranks:
         else:
             try:
                 self._open()
-            except (dist.DistError, RuntimeError, ValueError) as error:  # torch has several for the same
+            except (dist.DistError, RuntimeError, ValueError, OSError) as error:  # torch has several for the same
                 raise DistributedError(
                     f"the {self.size} ranks did not meet at {self.world.address}:{self.world.port} within "
                     f"{self.timeout.total_seconds():g} s: {_first_line(error)}.",
@@ -89,12 +90,14 @@ class Ranks:
         settings: dict[str, Any] = {"device_id": self.device} if self.device.type == "cuda" else {}
         # Under torch's elastic agent the store is the agent's, and what a run before a restart left is still in it.
         theirs = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
+        keeps_it = self.rank == 0 and not theirs
         self._tcp = dist.TCPStore(  # type: ignore[attr-defined]
             self.world.address,
             self.world.port,
             self.size,
-            is_master=self.rank == 0 and not theirs,
+            is_master=keeps_it,
             timeout=self.timeout,
+            master_listen_fd=_socket_of_this_machine(self.world) if keeps_it else None,
         )
         self.store = distributed_c10d.PrefixStore(f"treadle/{self.world.restarts}", self._tcp)
         dist.init_process_group(
@@ -267,6 +270,18 @@ def everywhere(error: Exception) -> Exception:
     """Mark ``error`` as one that every rank raises, so that rank 0 alone need say it."""
     error.__dict__["on_every_rank"] = True
     return error
+
+
+def _socket_of_this_machine(world: World) -> int | None:
+    """The file descriptor of a socket that listens on loopback; None where ranks on other machines must reach the store.
+    By itself torch's listens on every network, and whoever writes to it controls the run."""
+    if world.address != "127.0.0.1":
+        return None
+    with socket.socket() as listening:
+        listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listening.bind((world.address, world.port))
+        listening.listen(socket.SOMAXCONN)
+        return listening.detach()
 
 
 def _first_line(error: BaseException) -> str:

@@ -3,18 +3,21 @@
 import contextlib
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 import torch.distributed as dist
+from ranks import on_ranks
 
-from treadle.collectives import everywhere
+from treadle.collectives import Ranks, everywhere
 from treadle.environments import World
 from treadle.errors import ConfigError, DistributedError, TrainingError
 from treadle.launch import run_in_ranks
@@ -390,3 +393,26 @@ class TestWhatIsInteractive:
             [sys.executable, *options, program], capture_output=True, text=True, timeout=60, stdin=subprocess.DEVNULL
         )
         assert run.stdout == "True\n"
+
+
+def listens_at(ranks: Ranks) -> set[str]:
+    """The addresses, as the kernel writes them, on which somebody listens at the port of the ranks' store."""
+    connections = (line.split() for line in Path("/proc/net/tcp").read_text().splitlines()[1:])
+    ports = (fields[1].split(":") for fields in connections if fields[3] == "0A")
+    return {address for address, port in ports if int(port, 16) == ranks.world.port}
+
+
+class TestWhereTheRanksMeet:
+    def test_is_reachable_from_this_machine_alone(self) -> None:
+        """Whoever can write to their store controls the run."""
+        assert on_ranks(2, listens_at)[0] == {"0100007F"}
+
+    def test_is_said_to_be_taken(self) -> None:
+        """By another program, between the choice of a port and its use."""
+        with socket.socket() as other:
+            other.bind(("127.0.0.1", 0))
+            other.listen()
+            world = World(environment="a test", rank=0, size=2, local_size=2, port=other.getsockname()[1], started=True)
+            with pytest.raises(DistributedError, match="did not meet") as raised:
+                Ranks(world, torch.device("cpu"), timedelta(seconds=1)).meet()
+            assert "Address already in use" in str(raised.value)
