@@ -24,8 +24,8 @@ $(shell [ "$$(cat "$(VENV)/.ready" 2>/dev/null)" = "$(CURDIR)" ] || rm -f "$(VEN
 demo: $(VENV)/.ready
 	@.ci/demo "$(VENV)"
 
-test: lint
-	OMP_NUM_THREADS=1 "$(BIN)/python" -m pytest -n 2 --dist loadfile # one thread each: more would wait for one another
+test: lint # one thread each: more would wait for one another
+	OMP_NUM_THREADS=1 "$(BIN)/python" -m pytest -n 2 --dist loadfile --max-worker-restart 1
 
 lint: $(VENV)/.ready-for-tests
 	"$(BIN)/black" --check .

@@ -1,10 +1,11 @@
-"""What holds for every test of this repository: a skip is never silent, and never a surprise.
+"""What holds for every test of this repository: a skip is never silent, and never a surprise; a signal is heard.
 
 A test that cannot run somewhere says so with `pytest.skip`; the summary lists it by name. Where everything is installed
 (CI=true), only the skips in `EXPECTED_SKIPS` are accepted, and any other fails the run.
 """
 
 import os
+import signal
 from collections.abc import Iterator
 from fnmatch import fnmatch
 
@@ -20,6 +21,11 @@ NEED_ROOT = (
 )
 if os.geteuid() != 0:
     EXPECTED_SKIPS.update(dict.fromkeys(NEED_ROOT, "needs root"))
+
+
+# Under nohup, or in the background of a script, they are ignored: by every program that is started here as well.
+signal.signal(signal.SIGINT, signal.default_int_handler)
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
 def skipped(reporter: pytest.TerminalReporter) -> Iterator[tuple[str, str]]:

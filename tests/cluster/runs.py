@@ -42,7 +42,7 @@ class Run:
         path = os.pathsep.join([str(PROJECT), *filter(None, [inherited.get("PYTHONPATH")])])
         ours = {"PYTHONPATH": path, "PYTHONDONTWRITEBYTECODE": "1", "OBSERVED": str(self.observed)}
         # Threads that wait for each other spin: next to other work, two are ten times slower than one here.
-        self.environment = inherited | ours | {"OMP_NUM_THREADS": "1"}
+        self.environment = inherited | ours | {"OMP_NUM_THREADS": "1", "PYTHONFAULTHANDLER": "1"}
 
     def arguments(self, *more: str) -> list[str]:
         """Of ``python -m points``."""

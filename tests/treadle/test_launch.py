@@ -330,6 +330,20 @@ class TestASession:
         run = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60)
         assert (run.stdout, run.stderr) == ("7.0\n", "")
 
+    def test_a_fork_does_not_tear_down_what_is_left_of_a_process_group(self) -> None:
+        """It would wait for the group's threads, which it doesn't have."""
+        program = (
+            "import gc, torch.distributed as dist; from treadle.environments import World\n"
+            "from treadle.launch import run_in_ranks\n"
+            "gc.disable()\n"
+            "dist.init_process_group('gloo', store=dist.HashStore(), rank=0, world_size=1)\n"
+            "loop = [dist.group.WORLD]; loop.append(loop); del loop; dist.destroy_process_group()\n"
+            "def work(): return gc.collect() >= 0\n"
+            "print(run_in_ranks(World(size=2, local_size=2), 'fork', work))"
+        )
+        run = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60)
+        assert (run.stdout, run.stderr) == ("True\n", "")
+
     def test_a_rank_that_fails_is_named_with_its_traceback(self, capfd: pytest.CaptureFixture[str]) -> None:
         with pytest.raises(DistributedError, match="rank 1 of 2 failed: ValueError: sample 17") as caught:
             run_in_ranks(WORLD, "fork", fail_on_one, ValueError("sample 17"))

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import pickle
 import sys
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from multiprocessing.reduction import ForkingPickler
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -59,7 +61,7 @@ def run_in_ranks(world: World, method: Literal["fork", "spawn"], function: Calla
                 record = Path(place, f"{rank}.json")
                 tied = (os.getpid(), record, variables_of(rank, world), method == "fork")
                 process = context.Process(target=_run, args=(*tied, result, _Work(function, args)))
-                with warnings.catch_warnings():
+                with warnings.catch_warnings(), _garbage_kept():
                     # From Python 3.12 on, of any process with threads; what breaks in torch is prevented in _run.
                     warnings.filterwarnings("ignore", ".*multi-threaded.*", DeprecationWarning)
                     _start(process, function, args)
@@ -116,6 +118,18 @@ def _run(
         if not note(error):
             raise
         sys.exit(1)
+
+
+@contextmanager
+def _garbage_kept() -> Iterator[None]:
+    """A fork made inside never collects objects of this process: it would wait for ever for the threads of a process group
+    or a loader among them, which stayed here."""
+    gc.collect()
+    gc.freeze()
+    try:
+        yield
+    finally:
+        gc.unfreeze()
 
 
 def _start(process: Any, function: Callable[..., Any], args: tuple[Any, ...]) -> None:
