@@ -128,7 +128,7 @@ def is_saved(plan: Plan, was: History, steps: bool, ends_epoch: bool, validates:
         case {"every_n_epochs": count}:
             return ends_epoch and was.epochs % count == 0
         case _:
-            return validates or ends_epoch
+            return validates or ends_epoch or is_over(plan, was)  # where the run ends, whatever the epoch
 
 
 # --- settings that the Trainer takes together ---

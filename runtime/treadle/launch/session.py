@@ -57,15 +57,15 @@ def run_in_ranks(world: World, method: Literal["fork", "spawn"], function: Calla
         children: list[Child] = []
         result = Path(place, "result.pt")
         try:
-            for rank in range(world.size):
-                record = Path(place, f"{rank}.json")
-                tied = (os.getpid(), record, variables_of(rank, world), method == "fork")
-                process = context.Process(target=_run, args=(*tied, result, _Work(function, args)))
-                with warnings.catch_warnings(), _garbage_kept():
-                    # From Python 3.12 on, of any process with threads; what breaks in torch is prevented in _run.
-                    warnings.filterwarnings("ignore", ".*multi-threaded.*", DeprecationWarning)
+            with warnings.catch_warnings(), _garbage_kept():
+                # From Python 3.12 on, of any process with threads; what breaks in torch is prevented in _run.
+                warnings.filterwarnings("ignore", ".*multi-threaded.*", DeprecationWarning)
+                for rank in range(world.size):
+                    record = Path(place, f"{rank}.json")
+                    tied = (os.getpid(), record, variables_of(rank, world), method == "fork")
+                    process = context.Process(target=_run, args=(*tied, result, _Work(function, args)))
                     _start(process, function, args)
-                children.append(_child(rank, record, process))
+                    children.append(_child(rank, record, process))
             together = Children(children, world.size)
             together.wait(None, settle=_SETTLE)
             failure = together.failure(left=not result.exists())
@@ -122,7 +122,7 @@ def _run(
 
 @contextmanager
 def _garbage_kept() -> Iterator[None]:
-    """A fork made inside never collects objects of this process: it would wait for ever for the threads of a process group
+    """Forks made inside never collect objects of this process: they would wait for ever for the threads of a process group
     or a loader among them, which stayed here."""
     gc.collect()
     gc.freeze()
