@@ -313,6 +313,10 @@ def exit_on_one() -> None:
     time.sleep(60)
 
 
+def stay_on_one() -> None:
+    time.sleep(60 * int(os.environ["RANK"]))
+
+
 class TestASession:
     @pytest.mark.parametrize("method", ["fork", "spawn"])
     def test_gets_what_rank_0_returned(self, method: Any) -> None:
@@ -365,6 +369,10 @@ class TestASession:
         with pytest.raises(DistributedError, match="rank 1 of 2 ended with exit status 3"):
             run_in_ranks(WORLD, "fork", exit_on_one)
         assert time.monotonic() - start < 20
+
+    def test_a_rank_that_does_not_end_is_named_and_ended(self) -> None:
+        with pytest.raises(DistributedError, match="rank 1 still ran 1 s after rank 0 had come to its end"):
+            run_in_ranks(WORLD, "fork", stay_on_one, late=1.0)
 
     @pytest.mark.parametrize(
         "function, argument, named",

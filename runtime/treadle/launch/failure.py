@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import signal
 import sys
 import time
@@ -106,15 +107,15 @@ class Children:
         found = [failure for failure in self._failures() if left or _complains(failure)]
         return min(found, key=lambda failure: (failure.blame, failure.when), default=None)
 
-    def wait(self, seconds: float | None, *, settle: float) -> None:
-        """Until all have ended; no longer than ``seconds``, and than ``settle`` seconds after one has failed."""
-        start, failed = time.monotonic(), None
-        while self.alive:
-            now = time.monotonic()
-            if failed is None and self.failure() is not None:
-                failed = now
-            if (seconds is not None and now >= start + seconds) or (failed is not None and now >= failed + settle):
-                return
+    def wait(self, seconds: float | None, *, settle: float, late: float = math.inf) -> None:
+        """Until all have ended; no longer than ``seconds``, than ``settle`` seconds after one has failed, and than
+        ``late`` seconds after rank 0 has come to its end."""
+        end = math.inf if seconds is None else time.monotonic() + seconds
+        while self.alive and time.monotonic() < end:
+            if self.failure() is not None:
+                end, settle = min(end, time.monotonic() + settle), math.inf
+            if 0 not in self.alive:
+                end, late = min(end, time.monotonic() + late), math.inf
             time.sleep(_POLL)
 
     def cause(self, seconds: float) -> Failure | None:
@@ -153,6 +154,15 @@ class Children:
                 blame = Blame.LOST if record.get("lost") else Blame.OWN
             when = record.get("when") or self._ends[child.rank]
             yield Failure(rank=child.rank, size=self._size, blame=blame, when=when, status=status, record=record)
+
+
+def still_runs(ranks: Sequence[int], seconds: float) -> DistributedError:
+    """Of ``ranks`` that were ended because they had not come to their end ``seconds`` after rank 0."""
+    return DistributedError(
+        f"rank {', '.join(map(str, ranks))} still ran {seconds:g} s after rank 0 had come to its end, and was ended.",
+        why="it waits for the others, or has more to do than they have; all ranks run the same program.",
+        fix="look for work or a collective that only some ranks do, in an `if` on the rank or an uneven loop.",
+    )
 
 
 def _complains(failure: Failure) -> bool:

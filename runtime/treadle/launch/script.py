@@ -18,7 +18,7 @@ from typing import final
 
 from treadle.environments import World
 from treadle.errors import ConfigError, DistributedError
-from treadle.launch.failure import Blame, Child, Children, came_from_all, lost_others
+from treadle.launch.failure import Blame, Child, Children, came_from_all, lost_others, still_runs
 from treadle.launch.rank import located, ties_to_this_process, variables_of
 from treadle.launch.session import is_interactive
 
@@ -103,12 +103,7 @@ class Launched:
         if failure is not None:
             raise failure.error()
         if late:
-            names = ", ".join(map(str, late))
-            raise DistributedError(
-                f"rank {names} still ran {self._patience.late:g} s after rank 0 had come to its end, and was ended.",
-                why="it waits for the others, or has more to do than they have; all ranks run the same program.",
-                fix="look for work or a collective that only some ranks do, in an `if` on the rank or an uneven loop.",
-            )
+            raise still_runs(late, self._patience.late)
 
     def _let_go(self) -> None:
         if sys.excepthook == self._on_uncaught:

@@ -16,7 +16,7 @@ from typing import Any, Literal, final
 
 from treadle.environments import World
 from treadle.errors import ConfigError
-from treadle.launch.failure import Child, Children
+from treadle.launch.failure import Child, Children, still_runs
 from treadle.launch.rank import located, note, tie, variables_of
 
 _SETTLE = 3.0  # seconds
@@ -33,16 +33,25 @@ def is_interactive() -> bool:
     return not hasattr(sys.modules["__main__"], "__file__")
 
 
-def run_in_ranks(world: World, method: Literal["fork", "spawn"], function: Callable[..., Any], *args: Any) -> Any:
+def run_in_ranks(
+    world: World, method: Literal["fork", "spawn"], function: Callable[..., Any], *args: Any, late: float = 60.0
+) -> Any:
     """Call ``function(*args)`` in ``world.size`` new processes, and return what it returned on rank 0.
 
     Each finds its place in its environment variables. A fork has the objects of this process as they are, and one thread
     per rank: torch's pool of threads does not survive a fork. A spawned process is a new interpreter: function and
     arguments must be picklable. What the ranks change, weights for example, they change in their own copy.
 
+    Args:
+        world: How many ranks.
+        method: How their processes are made.
+        function: What each of them calls.
+        *args: Its arguments.
+        late: Seconds that the others have to come to their end after rank 0 has.
+
     Raises:
         ConfigError: The method cannot work here; or a rank raised it.
-        DistributedError: A rank failed; with its traceback.
+        DistributedError: A rank failed, with its traceback; or it still ran ``late`` seconds after rank 0.
         TreadleError: What every rank raised.
     """
     if method == "fork":
@@ -67,12 +76,14 @@ def run_in_ranks(world: World, method: Literal["fork", "spawn"], function: Calla
                     _start(process, function, args)
                     children.append(_child(rank, record, process))
             together = Children(children, world.size)
-            together.wait(None, settle=_SETTLE)
-            failure = together.failure(left=not result.exists())
+            together.wait(None, settle=_SETTLE, late=late)
+            failure, left = together.failure(left=not result.exists()), together.alive
         finally:
             Children(children, world.size).end(2.0)
         if failure is not None:
             raise failure.original() or failure.error()
+        if left:
+            raise still_runs(left, late)
         import torch
 
         # Written by our own child a moment ago, and any object: the safe default would refuse most of them.
