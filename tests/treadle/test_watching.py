@@ -90,7 +90,8 @@ def train(folder: Path) -> list[str]:
             wait_for_all()
         watch.stop()
         wait_for_all()
-    dist.destroy_process_group()
+    # The group is not closed here, and so not by the last who owns it. That would be DDP's reducer, with Python's lock held:
+    # it waits for the group's threads, and one of those may wait for the lock, to forget a tensor of the last all_reduce.
     return reports
 
 
