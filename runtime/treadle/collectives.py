@@ -54,7 +54,7 @@ class Ranks:
         opened is used, and left open.
 
         Raises:
-            DistributedError: Some did not come within the timeout.
+            DistributedError: Some did not come within the timeout, or the port where they were to meet is taken.
         """
         import torch.distributed as dist
 
@@ -74,7 +74,7 @@ class Ranks:
         else:
             try:
                 self._open()
-            except (dist.DistError, RuntimeError, ValueError, OSError) as error:  # torch has several for the same
+            except (dist.DistError, RuntimeError, ValueError) as error:  # torch has several for the same
                 raise DistributedError(
                     f"the {self.size} ranks did not meet at {self.world.address}:{self.world.port} within "
                     f"{self.timeout.total_seconds():g} s: {_first_line(error)}.",
@@ -274,13 +274,24 @@ def everywhere(error: Exception) -> Exception:
 
 def _socket_of_this_machine(world: World) -> int | None:
     """The file descriptor of a socket that listens on loopback; None where ranks on other machines must reach the store.
-    By itself torch's listens on every network, and whoever writes to it controls the run."""
-    if world.address != "127.0.0.1":
+    By itself torch's listens on every network, and whoever writes to it controls the run.
+
+    Raises:
+        DistributedError: Somebody else listens there.
+    """
+    if world.address not in ("127.0.0.1", "localhost"):
         return None
     with socket.socket() as listening:
         listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listening.bind((world.address, world.port))
-        listening.listen(socket.SOMAXCONN)
+        try:
+            listening.bind(("127.0.0.1", world.port))
+            listening.listen(socket.SOMAXCONN)
+        except OSError as error:
+            raise DistributedError(
+                f"rank 0 can't listen at {world.address}:{world.port}: {error.strerror or error}.",
+                why="the ranks meet at that port, which no other program on this machine may have.",
+                fix="start again; where MASTER_PORT is set, give it another number.",
+            ) from error
         return listening.detach()
 
 

@@ -188,9 +188,9 @@ class TestAScript:
             "from treadle.environments import World; from treadle.launch import start_script\n"
             "start_script(World(size=2, local_size=2))"
         )
-        run = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60)
-        assert "ConfigError: 2 ranks of a program that is no file." in run.stderr
-        assert "fix: put the program into a file" in run.stderr
+        errors = said_by(program)[1]
+        assert "ConfigError: 2 ranks of a program that is no file." in errors
+        assert "fix: put the program into a file" in errors
 
     def test_on_several_nodes_is_told_the_launcher_to_use(self, monkeypatch: pytest.MonkeyPatch) -> None:
         from treadle.launch import script, start_script
@@ -317,6 +317,12 @@ def stay_on_one() -> None:
     time.sleep(60 * int(os.environ["RANK"]))
 
 
+def said_by(program: str) -> tuple[str, str]:
+    """What a session prints into which ``program`` is typed: output and errors."""
+    run = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60)
+    return run.stdout, run.stderr
+
+
 class TestASession:
     @pytest.mark.parametrize("method", ["fork", "spawn"])
     def test_gets_what_rank_0_returned(self, method: Any) -> None:
@@ -331,8 +337,7 @@ class TestASession:
             "def work(): return float(torch.ones(3_000_000).exp().sum() * 0 + 7)\n"
             "work(); print(run_in_ranks(World(size=2, local_size=2), 'fork', work))"
         )
-        run = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60)
-        assert (run.stdout, run.stderr) == ("7.0\n", "")
+        assert said_by(program) == ("7.0\n", "")
 
     def test_a_fork_does_not_tear_down_what_is_left_of_a_process_group(self) -> None:
         """It would wait for the group's threads, which it doesn't have."""
@@ -345,8 +350,7 @@ class TestASession:
             "def work(): return gc.collect() >= 0\n"
             "print(run_in_ranks(World(size=2, local_size=2), 'fork', work))"
         )
-        run = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60)
-        assert (run.stdout, run.stderr) == ("True\n", "")
+        assert said_by(program) == ("True\n", "")
 
     def test_a_rank_that_fails_is_named_with_its_traceback(self, capfd: pytest.CaptureFixture[str]) -> None:
         with pytest.raises(DistributedError, match="rank 1 of 2 failed: ValueError: sample 17") as caught:
@@ -391,8 +395,7 @@ class TestASession:
             "def work(): ...\n"
             "run_in_ranks(World(size=2, local_size=2), 'spawn', work)"
         )
-        run = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60)
-        assert 'ConfigError: launch "spawn" of work, which is defined in this session.' in run.stderr
+        assert 'ConfigError: launch "spawn" of work, which is defined in this session.' in said_by(program)[1]
 
     def test_does_not_fork_a_driver(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
@@ -435,6 +438,6 @@ class TestWhereTheRanksMeet:
             other.bind(("127.0.0.1", 0))
             other.listen()
             world = World(environment="a test", rank=0, size=2, local_size=2, port=other.getsockname()[1], started=True)
-            with pytest.raises(DistributedError, match="did not meet") as raised:
+            with pytest.raises(DistributedError, match="can't listen at") as raised:
                 Ranks(world, torch.device("cpu"), timedelta(seconds=1)).meet()
             assert "Address already in use" in str(raised.value)

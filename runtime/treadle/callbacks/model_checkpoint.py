@@ -57,7 +57,8 @@ class ModelCheckpoint(Callback):
             meaning for the default rhythm, and False for one of epochs.
         enable_version_counter: Add ``-v1`` and so on to a file name that is taken; False: the file is overwritten.
         every: A rhythm in words: ``"200 steps"``, ``"2 epochs"``, ``"30 min"``. Default rhythm: after each validation,
-            after each epoch, and where a run ends inside one. With ``monitor``, a rhythm of steps or time saves after each validation too.
+            after each epoch, and where a run ends inside one. With ``monitor``, a rhythm of steps or time saves after each
+            validation too.
 
     Raises:
         ConfigError: Two rhythms, or settings that contradict each other; while fitting, a metric that is not there, or

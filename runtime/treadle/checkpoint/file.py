@@ -20,10 +20,9 @@ from treadle.errors import CheckpointError, ConfigError
 
 DAMAGE = (
     *(RuntimeError, EOFError, ValueError, KeyError, OSError, OverflowError),
-    *(BadZipFile, NotImplementedError, struct.error, zlib.error),
+    *(BadZipFile, struct.error, zlib.error),
 )
-"""What reading a damaged file may raise; ``NotImplementedError`` is ``zipfile``'s word for a method it doesn't know, as
-a flipped bit makes one."""
+"""What reading a damaged file may raise."""
 
 
 def write(path: Path, checkpoint: Mapping[str, Any]) -> None:

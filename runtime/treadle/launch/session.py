@@ -7,8 +7,7 @@ import os
 import pickle
 import sys
 import warnings
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from multiprocessing.reduction import ForkingPickler
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -66,7 +65,8 @@ def run_in_ranks(
         children: list[Child] = []
         result = Path(place, "result.pt")
         try:
-            with warnings.catch_warnings(), _garbage_kept():
+            gc.collect()  # what is garbage here is to be none in a fork; see _run
+            with warnings.catch_warnings():
                 # From Python 3.12 on, of any process with threads; what breaks in torch is prevented in _run.
                 warnings.filterwarnings("ignore", ".*multi-threaded.*", DeprecationWarning)
                 for rank in range(world.size):
@@ -118,6 +118,7 @@ def _run(
     tie(parent, record)
     os.environ.update(variables)
     if forked:
+        gc.freeze()  # a collection here would tear down process groups of the parent, and wait for threads that it has
         torch.set_num_threads(1)  # else the first parallel operation waits for threads that stayed in the parent
     try:
         value = work.function(*work.args)
@@ -129,18 +130,6 @@ def _run(
         if not note(error):
             raise
         sys.exit(1)
-
-
-@contextmanager
-def _garbage_kept() -> Iterator[None]:
-    """Forks made inside never collect objects of this process: they would wait for ever for the threads of a process group
-    or a loader among them, which stayed here."""
-    gc.collect()
-    gc.freeze()
-    try:
-        yield
-    finally:
-        gc.unfreeze()
 
 
 def _start(process: Any, function: Callable[..., Any], args: tuple[Any, ...]) -> None:
