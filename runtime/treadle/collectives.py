@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from treadle.environments import World
-from treadle.errors import ConfigError, DistributedError, TreadleError
+from treadle.errors import ConfigError, DistributedError, TreadleError, nearest
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
@@ -20,6 +20,9 @@ if TYPE_CHECKING:
 
 Reduction = Literal["mean", "sum", "min", "max"]
 Value = TypeVar("Value")
+
+_OPERATIONS = {"mean": "SUM", "sum": "SUM", "min": "MIN", "max": "MAX"}
+"""What torch calls them; the mean is divided afterwards."""
 
 
 @final
@@ -127,14 +130,23 @@ class Ranks:
         self._owned = False
 
     def reduce(self, value: Tensor, reduction: Reduction = "mean", group: ProcessGroup | None = None) -> Tensor:
-        """``value`` over the ranks of ``group`` (default: all), same shape; a new tensor where there are several."""
+        """``value`` over the ranks of ``group`` (default: all), same shape; a new tensor where there are several.
+
+        Raises:
+            ConfigError: There is no such reduction.
+        """
+        if reduction not in _OPERATIONS:
+            raise ConfigError(
+                f"there is no reduction {reduction!r}.",
+                why=f"values are reduced to their {', '.join(_OPERATIONS)}.",
+                fix=nearest(str(reduction), _OPERATIONS),
+            )
         if self.size == 1:
             return value
         import torch.distributed as dist
 
-        operations = {"mean": dist.ReduceOp.SUM, "sum": dist.ReduceOp.SUM, "min": dist.ReduceOp.MIN}
         result = value.detach().clone(memory_format=torch.contiguous_format)
-        dist.all_reduce(result, operations.get(reduction, dist.ReduceOp.MAX), group=group)
+        dist.all_reduce(result, getattr(dist.ReduceOp, _OPERATIONS[reduction]), group=group)
         return result / dist.get_world_size(group) if reduction == "mean" else result
 
     def gather(self, value: Tensor, *, sync_grads: bool = False, group: ProcessGroup | None = None) -> Tensor:

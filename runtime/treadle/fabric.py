@@ -200,7 +200,11 @@ class Fabric:
         return _launched[-1].explain(error) if _launched else error
 
     def all_reduce(self, value: Tensor, reduction: Reduction = "mean") -> Tensor:
-        """``value`` reduced over all ranks, same shape."""
+        """``value`` reduced over all ranks, same shape: ``mean``, ``sum``, ``min`` or ``max``.
+
+        Raises:
+            ConfigError: There is no such reduction.
+        """
         return self.ranks.reduce(value, reduction)
 
     def all_gather(self, data: Any, *, sync_grads: bool = False) -> Any:

@@ -196,6 +196,12 @@ class TestOneProcess:
         assert capsys.readouterr().out == "a 1\n"
 
 
+class TestAReduction:
+    def test_of_an_unknown_name_is_an_error_on_one_rank_too(self) -> None:
+        with pytest.raises(ConfigError, match=r"no reduction 'summ'.\n.*\n  fix: did you mean 'sum'"):
+            treadle.Fabric(accelerator="cpu").all_reduce(torch.tensor(2.0), "summ")  # type: ignore[arg-type]
+
+
 class TestSeveralRanksThatWereNotLaunched:
     def test_place_nothing(self) -> None:
         with pytest.raises(ConfigError, match=r"fabric\.setup before fabric\.launch\(\)"):
