@@ -6,9 +6,10 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
+from typing import Any
 
 _STOPS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name))
 
@@ -25,11 +26,30 @@ def unwinding() -> Iterator[None]:
         return
     others = [number for number in _STOPS if number != signal.SIGINT]
     before = {number: signal.signal(number, stop) for number in others if signal.getsignal(number) != signal.SIG_IGN}
+    unraisable, sys.unraisablehook = sys.unraisablehook, _send_again(sys.unraisablehook)
     try:
         yield
     finally:
+        sys.unraisablehook = unraisable
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+def _send_again(unraisable: Callable[[sys.UnraisableHookArgs], Any]) -> Callable[[sys.UnraisableHookArgs], None]:
+    """A stop that strikes while Python finalizes an object or collects garbage is raised there, and goes no further."""
+
+    def hook(dropped: sys.UnraisableHookArgs) -> None:
+        match dropped.exc_value:
+            case KeyboardInterrupt():
+                number = int(signal.SIGINT)
+            case SystemExit(code=int(code)) if code > 128:
+                number = code - 128
+            case _:
+                unraisable(dropped)
+                return
+        threading.Timer(0.05, os.kill, (os.getpid(), number)).start()  # once that is over
+
+    return hook
 
 
 @contextmanager

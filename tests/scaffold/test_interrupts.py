@@ -12,7 +12,7 @@ import time
 
 import pytest
 
-from scaffold import updating
+from scaffold import interrupts, updating
 
 
 def stopped_at(machine, wrapped_git, git_command, template, cwd, number):
@@ -81,17 +81,20 @@ class TestCtrlCThatComesTooLate:
             assert process.poll() is None, process.communicate()
             time.sleep(0.01)
         process.send_signal(signal.SIGINT)
-        # Python drops a KeyboardInterrupt that strikes while it collects garbage; a person would press the keys again.
-        while not select.select([process.stderr], [], [], 10.0)[0]:
-            process.send_signal(signal.SIGINT)
-        while "Interrupted" not in (said := process.stderr.readline()):
-            assert said, process.communicate()
+        said = ""
+        while "Interrupted" not in said:  # whatever else is said before it
+            if select.select([process.stderr], [], [], 10.0)[0]:
+                more = os.read(process.stderr.fileno(), 65536).decode()
+                assert more, said
+                said += more
+            else:
+                process.send_signal(signal.SIGINT)  # as a person would who sees nothing happen
         while os.read(read, 65536):  # it may end now
             pass
         os.close(read)
         assert process.communicate(timeout=30) == (None, "")
         assert process.returncode == 130
-        assert said == "Interrupted: p was made, and is whole.\n"
+        assert said.endswith("Interrupted: p was made, and is whole.\n")
         assert [entry.name for entry in work.iterdir()] == ["p"]
         assert machine.git("status", "--porcelain", cwd=work / "p") == ""
 
@@ -124,6 +127,35 @@ def full_pipe():
                 os.write(write, b"." * size)
     os.set_blocking(write, True)
     return read, write
+
+
+class TestASignalThatPythonDrops:
+    """What a handler raises while an object is being finalized goes no further: it is only written down."""
+
+    @pytest.mark.parametrize("number, raised", [(signal.SIGINT, KeyboardInterrupt), (signal.SIGTERM, SystemExit)])
+    def test_is_sent_again(self, number, raised):
+        class Finalized:
+            def __del__(self):
+                os.kill(os.getpid(), number)
+                time.sleep(0.1)
+
+        def work():
+            Finalized()
+            time.sleep(30)
+
+        with pytest.raises(raised), interrupts.unwinding():
+            work()
+
+    def test_leaves_other_errors_to_whoever_looked_at_them_before(self, monkeypatch):
+        class Finalized:
+            def __del__(self):
+                raise ValueError("in a finalizer")
+
+        seen = []
+        monkeypatch.setattr(sys, "unraisablehook", lambda unraisable: seen.append(unraisable.exc_type))
+        with interrupts.unwinding():
+            Finalized()
+        assert seen == [ValueError]
 
 
 class TestTermination:
