@@ -17,6 +17,7 @@ class ProgressState(TypedDict):
     validated: int
     stepped: bool
     optimizer_steps: list[int]
+    validating: bool
 
 
 @dataclass(slots=True)
@@ -39,6 +40,8 @@ class Progress:
     """The batch trained on last updated weights."""
     optimizer_steps: list[int] = field(default_factory=list)
     """Steps of each optimizer."""
+    validating: bool = False
+    """A validation was broken off: it is done anew before anything else."""
     now: Callable[[], float] = field(default=time.monotonic, compare=False, repr=False)
     """Seconds on a monotonic clock, the same on all ranks at the same batch. Not state."""
 
@@ -57,6 +60,7 @@ class Progress:
             validated=self.validated,
             stepped=self.stepped,
             optimizer_steps=list(self.optimizer_steps),
+            validating=self.validating,
         )
 
     def load_state_dict(self, state: ProgressState) -> None:

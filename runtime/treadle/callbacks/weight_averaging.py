@@ -293,6 +293,9 @@ class WeightAveraging(Callback):
     def on_validation_end(self, trainer: Trainer, module: Module) -> None:
         self._swap_out(module)
 
+    def on_validation_interrupted(self, trainer: Trainer, module: Module) -> None:
+        self._swap_out(module)
+
     def on_test_end(self, trainer: Trainer, module: Module) -> None:
         self._swap_out(module)
 

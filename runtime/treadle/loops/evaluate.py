@@ -35,8 +35,18 @@ TEST = Stage("test", "test", "test_step")
 PREDICT = Stage("predict", "predict", "predict_step")
 
 
+class BrokenOff(Exception):  # noqa: N818 - nothing went wrong
+    """An evaluation was asked to end between two batches."""
+
+
 def evaluate(
-    run: Run, stage: Stage, streams: Sequence[Batches], *, state: str | None = None, keep: bool = True
+    run: Run,
+    stage: Stage,
+    streams: Sequence[Batches],
+    *,
+    state: str | None = None,
+    keep: bool = True,
+    breaks_off: Callable[[], bool] | None = None,
 ) -> list[dict[str, float]]:
     """Run ``stage`` over one pass of each of ``streams``, one after the other.
 
@@ -52,9 +62,13 @@ def evaluate(
     Args:
         state: What ``run.stage`` says meanwhile; default: the stage's name.
         keep: Write the metrics to the loggers and the results; off for a sanity check.
+        breaks_off: Asked after each batch, on all ranks after equally many, whether to break it off.
 
     Returns:
         The metrics of each loader, by the names they were logged under.
+
+    Raises:
+        BrokenOff: It was; what was logged so far is forgotten, and hooks of its end are not called.
     """
     if not any(stream.length != 0 for stream in streams):
         return [{} for _ in streams]
@@ -67,8 +81,14 @@ def evaluate(
         call(book, f"on_{stage.hooks}_start")
         call(book, f"on_{stage.hooks}_epoch_start")
         run.fabric.sync_buffers(run.module)  # hooks may have swapped in averages, which each rank has its own of
-        for _ in steps(run, stage, streams, book, keep):
-            pass
+        try:
+            for _ in steps(run, stage, streams, book, keep, breaks_off):
+                pass
+        except BrokenOff:
+            book.scope = run.current_stream = None
+            book.reset()
+            _reopen(run, outer)
+            raise
         book.epoch_is_over = True
         call(book, f"on_{stage.hooks}_epoch_end")
         several = len(streams) > 1
@@ -112,7 +132,12 @@ def predict(run: Run, streams: Sequence[Batches], *, return_predictions: bool) -
 
 
 def steps(
-    run: Run, stage: Stage, streams: Sequence[Batches], book: Logbook, write_steps: bool
+    run: Run,
+    stage: Stage,
+    streams: Sequence[Batches],
+    book: Logbook,
+    write_steps: bool,
+    breaks_off: Callable[[], bool] | None = None,
 ) -> Iterator[tuple[int, Any]]:
     """For each batch the index of its loader and the output of the stage's step, the hooks called around it."""
     user_step = getattr(run.module, stage.step)
@@ -135,6 +160,8 @@ def steps(
         index = -1
         missed = stream.shared is not None
         for index, loaded in enumerate(stream):
+            if index and breaks_off is not None and breaks_off():
+                raise BrokenOff
             if stream.counts == 0.0:  # another rank's
                 if in_lockstep:
                     with _unseen(run, book):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import Any
@@ -12,10 +12,10 @@ from torch import Tensor
 
 from treadle.callbacks.hooks import profiled
 from treadle.collectives import Ranks
-from treadle.data.stream import Batches, evaluation_streams, no_batch
+from treadle.data.stream import Batches, StreamState, evaluation_streams, no_batch
 from treadle.errors import ModuleError, warn
 from treadle.loops.agreement import Agreement
-from treadle.loops.evaluate import VALIDATE, evaluate
+from treadle.loops.evaluate import VALIDATE, BrokenOff, evaluate
 from treadle.loops.loading import Loaders
 from treadle.loops.optimization import Optimization
 from treadle.loops.run import Run
@@ -23,7 +23,7 @@ from treadle.loops.scheduling import step_schedules
 from treadle.loops.settings import Duration, Rhythm, Stepping
 from treadle.loops.transfer import transfer_for
 from treadle.loops.validating import ValidationRhythm
-from treadle.metric_objects import load_metric_states
+from treadle.metric_objects import load_metric_states, metric_states
 from treadle.metrics import Logbook, SlotState, scope_of
 from treadle.optim import Schedule
 from treadle.seeding import RNGState, capture_rng, isolated_rng, restore_rng, seed_host
@@ -48,6 +48,35 @@ class Resumed:
             spread_rng(run.fabric.ranks, run.fabric.strategy.share.index, run.fabric.device)
         book.load_state_dict(self.metrics, run.fabric.device)
         load_metric_states(run.module, self.metric_objects, run.fabric.device)
+
+
+@dataclass(frozen=True)
+class BeforeValidation:
+    """What a validation moves, as it was before."""
+
+    rng: RNGState
+    streams: Sequence[StreamState]
+    metric_objects: dict[str, dict[str, Any]]
+    loggers: Sequence[dict[str, Any]]
+
+    @classmethod
+    def of(cls, run: Run, streams: Sequence[Batches]) -> BeforeValidation:
+        return cls(
+            rng=capture_rng(run.fabric.device),
+            streams=[stream.state_dict() for stream in streams],
+            metric_objects=metric_states(run.module),
+            loggers=[logger.state_dict() for logger in run.own_loggers],
+        )
+
+    def restore(self, run: Run, streams: Sequence[Batches]) -> None:
+        for stream, state in zip(streams, self.streams, strict=True):
+            stream.close()
+            stream.load_state_dict(state)
+        load_metric_states(run.module, self.metric_objects, run.fabric.device)
+        for logger, before in zip(run.own_loggers, self.loggers, strict=True):
+            if logger.state_dict() != before:  # rows of single batches
+                logger.load_state_dict(before)
+        restore_rng(self.rng)
 
 
 @dataclass
@@ -115,8 +144,11 @@ class FitLoop:
         """
         run, progress = self.run, self.run.progress
         batches = self.start_epoch()
+        if progress.validating and not self.validation.inside:
+            return self.close_epoch()
+        if progress.validating and self.settle(validates=True, stops=False):
+            return self.break_off()
         batch_starts, batch_ends = run.hooks["on_train_batch_start"], run.hooks["on_train_batch_end"]
-        savepoints = run.hooks["on_savepoint"]
         start_scope, end_scope = scope_of("on_train_batch_start"), scope_of("on_train_batch_end")
         to_device, train, book = transfer_for(run), self.optimization.train, self.book
         if run.profiler is not None:
@@ -161,19 +193,25 @@ class FitLoop:
                     run.write(run.take_step_row(book), step=taken - 1)
             stops = self.should_stop() and stream.consumed != stream.length
             asked = stops and agreement.stops and not agreement.signal and progress.validated != progress.batches
-            if asked or (validation.inside and validation.after_batch(progress, stepped=stepped)):
-                self.validate()
-            if stepped and self.schedules and progress.batch != stream.length:
-                step_schedules(self.schedules, run, interval="step", on_plateau=True)
-            stops = stops or (self.should_stop() and stream.consumed != stream.length)
-            book.scope = None
-            for listener in savepoints:
-                listener(stops)
-            if stops:
+            due = asked or (validation.inside and validation.after_batch(progress, stepped=stepped))
+            if self.settle(validates=due, stops=stops):
                 return self.break_off()
         if not progress.batch:
             raise no_batch(stream.name, f" in epoch {progress.epoch}")
         self.close_epoch()
+
+    def settle(self, *, validates: bool, stops: bool) -> bool:
+        """After a batch: validate if it is time to, savepoint. Returns whether the run ends here, which it does anyway
+        if it ``stops``."""
+        run, progress, stream = self.run, self.run.progress, self.stream
+        whole = not validates or self.validate()
+        if whole and progress.stepped and self.schedules and progress.batch != stream.length:
+            step_schedules(self.schedules, run, interval="step", on_plateau=True)
+        stops = stops or not whole or (self.should_stop() and stream.consumed != stream.length)
+        self.book.scope = None
+        for listener in run.hooks["on_savepoint"]:
+            listener(stops)
+        return stops
 
     def open_stream(self) -> None:
         """The training data, and what depends on how much there is."""
@@ -227,10 +265,12 @@ class FitLoop:
         if progress.window:
             self.close_window()
         ended_as_known = progress.batch == self.stream.length
-        if not ended_as_known:
+        if not ended_as_known and not progress.validating:
             step_schedules(self.schedules, run, interval="epoch", on_plateau=False)
-        if self.validation.after_epoch(progress) and progress.validated != progress.batches:
-            self.validate()
+        if self.validation.after_epoch(progress) and progress.validated != progress.batches and not self.validate():
+            for listener in run.hooks["on_savepoint"]:
+                listener(True)
+            return self.break_off()
         if progress.global_step == self._started_at:
             self.tell_of_no_step()
         if ended_as_known and progress.stepped:
@@ -267,7 +307,9 @@ class FitLoop:
     def finish_epoch(self) -> None:
         """A resumed run was over when its last batch was saved: what follows that savepoint is still to do."""
         self.start_epoch()
-        if self.stream.consumed == self.stream.length:
+        if self.run.progress.validating and self.validation.inside and self.settle(validates=True, stops=False):
+            self.break_off()
+        elif self.stream.consumed == self.stream.length:
             self.close_epoch()
         else:
             self.break_off()
@@ -316,16 +358,39 @@ class FitLoop:
         start = index - index % size
         return min(size, length - start), (index + 1) % size == 0 or index + 1 == length
 
-    def validate(self) -> None:
+    def validate(self) -> bool:
+        """Whether it went through to its end. Broken off for a signal, it leaves no trace but ``progress.validating``."""
         run, streams = self.run, self.loaders.val
         if any(stream.length != 0 for stream in streams):
             if not self.optimization.has_gradients:
                 run.module.on_validation_model_zero_grad()
             run.results.keep_steps(self.book, run.progress.batches)
-            evaluate(run, VALIDATE, streams)
+            before = BeforeValidation.of(run, streams)
+            try:
+                evaluate(run, VALIDATE, streams, breaks_off=self.ends_between_batches(streams))
+            except BrokenOff:
+                run.hooks.call(None, "on_validation_interrupted")
+                before.restore(run, streams)
+                run.progress.validating = True
+                return False
             run.progress.validated = run.progress.batches
+        run.progress.validating = False
         self._validated_at = self.validation.validated()
         self.agreement.reach()  # somebody may have asked to stop meanwhile
+        return True
+
+    def ends_between_batches(self, streams: Sequence[Batches]) -> Callable[[], bool] | None:
+        """Of a validation: whether a signal asks the run to end. None where ranks read as many batches as they like, and
+        could not agree after one of them."""
+        agreement = self.agreement
+        if self.run.fabric.world_size > 1 and any(stream.shared is None for stream in streams):
+            return None
+
+        def ends() -> bool:
+            agreement.after_batch()
+            return agreement.signal != 0
+
+        return ends
 
     def sanity_check(self) -> None:
         """Validate a few batches, and leave no trace: no row, no result, no random number drawn."""

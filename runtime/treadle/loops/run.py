@@ -98,6 +98,11 @@ class Run:
         self._opened: list[Logbook] = []
         self.close_book()
 
+    @property
+    def own_loggers(self) -> Sequence[Logger]:
+        """Rank 0's: the others have none."""
+        return self.loggers if self.fabric.is_global_zero else ()
+
     def write(self, values: dict[str, Number], step: int) -> None:
         """Write a row to every logger. A metric called ``step`` takes the place of ``step``. Syncs the device."""
         if not values:
