@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from treadle import plugins
 from treadle.callbacks import Callback, ModelCheckpoint
+from treadle.checkpoint.remote import is_remote
 from treadle.errors import ConfigError, nearest
 from treadle.loggers import CSVLogger, Logger
 from treadle.precision import Precision
@@ -265,6 +266,12 @@ def folder_for(path: str | os.PathLike[str] | None) -> Path:
     if path is not None and not isinstance(path, (str, os.PathLike)):
         raise ConfigError(
             f"default_root_dir={path!r} is not a path.", why="runs are folders in it.", fix='default_root_dir="results"'
+        )
+    if path is not None and is_remote(path):
+        raise ConfigError(
+            f"default_root_dir={str(path)!r} is not on this machine.",
+            why="loggers append to files in it, which a store can't do; checkpoints may lie in one.",
+            fix=f'callbacks=ModelCheckpoint(dirpath="{path}"), and a default_root_dir of this machine.',
         )
     return Path(path or Path.cwd())
 

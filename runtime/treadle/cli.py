@@ -5,6 +5,7 @@ The only importer of jsonargparse (extra ``treadle[cli]``).
 
 from __future__ import annotations
 
+import hashlib
 import inspect
 import json
 import os
@@ -22,6 +23,7 @@ import torch
 from treadle.arguments import environment_settings
 from treadle.callbacks import Callback
 from treadle.checkpoint import write_plain
+from treadle.checkpoint.remote import is_remote, location
 from treadle.data import DataModule
 from treadle.environments import World, environment_for
 from treadle.errors import ConfigError, TreadleError, nearest
@@ -30,12 +32,13 @@ from treadle.module import Module
 from treadle.seeding import seed_everything
 from treadle.trainer import Trainer
 
-Verb = Literal["fit", "validate", "test", "predict", "estimate"]
+Verb = Literal["fit", "validate", "test", "predict", "export", "estimate"]
 VERBS: dict[str, str] = {
     "fit": "train, and validate on the way",
     "validate": "evaluate a checkpoint on the validation data",
     "test": "evaluate a checkpoint on the test data",
     "predict": "apply a checkpoint to the prediction data and save what it says",
+    "export": "write a checkpoint as a file that runs without its code (.pt2, .onnx), or its weights (.safetensors)",
     "estimate": "say what a training step takes in memory and FLOPs, on devices that needn't be there",
 }
 
@@ -135,6 +138,9 @@ def run(model: type[Module], data: type[DataModule], args: list[str]) -> Trainer
         if verb == "estimate":
             _estimate(parser, settings, model)
             return None
+        if verb == "export":
+            _export(parser, settings)
+            return None
         made = parser.instantiate(settings)
     trainer: Trainer
     if verb == "fit":
@@ -147,7 +153,7 @@ def run(model: type[Module], data: type[DataModule], args: list[str]) -> Trainer
         if outputs is not None:  # else a callback wrote them as they came
             outputs = _of_all_ranks(trainer, outputs)
             if trainer.is_global_zero:
-                write_plain(Path(settings.output), outputs)
+                write_plain(location(settings.output), outputs)
                 print(f"{len(outputs)} batches of predictions in {settings.output}")
     else:
         trainer = made.trainer
@@ -199,6 +205,17 @@ def _estimate(parser: Any, settings: Any, model: type[Module]) -> None:
         print(json.dumps(found.as_dict()) if as_json else found.described())
 
 
+def _export(parser: Any, settings: Any) -> None:
+    """Write one file. Of the Trainer, only what says where its runs lie and which weights count is used."""
+    from treadle.export.command import SETTINGS, export_checkpoint
+
+    asked = settings.trainer
+    asked.accelerator, asked.devices, asked.num_nodes, asked.strategy = "cpu", 1, 1, "auto"
+    asked.compile = asked.profiler = None
+    made = parser.instantiate(settings)
+    print(export_checkpoint(made.trainer, made.model, made.data, **{name: settings[name] for name in SETTINGS}))
+
+
 def _without_memory(kind: type[Module], *arguments: Any, **settings: Any) -> Module:
     """A module on the meta device; for one that reads values when it is made, a real one."""
     try:
@@ -245,7 +262,10 @@ class SaveConfig(Callback):
         self._config = config
 
     def on_fit_start(self, trainer: Trainer, module: Module) -> None:
-        if not trainer.is_global_zero or not trainer.loggers:
+        if not trainer.is_global_zero:
+            return
+        trainer.lineage["config"] = hashlib.blake2b(self._config.encode(), digest_size=16).hexdigest()
+        if not trainer.loggers:
             return
         path = trainer.run_folder / "config.yaml"
         if path.exists() and path.read_text(encoding="utf-8") != self._config:
@@ -308,6 +328,10 @@ def _parser(verb: str, model: type[Module], data: type[DataModule]) -> Any:
     parser.add_argument("--ckpt_path", type=str | None, default=default, help=how)
     if verb == "predict":
         parser.add_argument("--output", type=str, default="predictions.pt", help="Where to save the predictions.")
+    elif verb == "export":
+        from treadle.export.command import add_settings
+
+        add_settings(parser)
     return parser
 
 
@@ -373,6 +397,8 @@ def _report(trainer: Trainer) -> None:
 
 
 def _relative(path: str) -> str:
+    if is_remote(path):
+        return path
     try:
         return str(Path(path).resolve().relative_to(Path.cwd().resolve()))
     except ValueError:

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from treadle.checkpoint import Checkpoint
+from treadle.checkpoint.remote import is_remote
 from treadle.fabric import Fabric
 from treadle.module import Module, class_name
 from treadle.version import __version__
@@ -46,5 +47,7 @@ def table(stage: str, metrics: Sequence[dict[str, float]]) -> str:
 
 
 def _short(path: Path) -> str:
+    if is_remote(path):
+        return str(path)
     relative = os.path.relpath(path)
     return str(path) if relative.startswith("..") else relative

@@ -8,7 +8,6 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import replace
 from datetime import timedelta
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
@@ -17,6 +16,8 @@ from torch.optim import Optimizer
 
 from treadle.batches import apply, move
 from treadle.checkpoint.file import read_plain, write_plain
+from treadle.checkpoint.remote import location
+from treadle.checkpoint.sharded import write_sharded
 from treadle.collectives import Ranks, Reduction
 from treadle.data.parallel import ShardedLoader, Shared
 from treadle.devices import Devices, chosen, device_at, kind_of
@@ -27,7 +28,16 @@ from treadle.normalization import convert
 from treadle.precision import Precision, precision_for
 from treadle.seeding import capture_rng, restore_rng
 from treadle.strategies import STARTS, Strategy, strategy_for
-from treadle.strategies.sharding import clip_to_norm, clip_to_value, load_whole_state, total_norm, whole_state
+from treadle.strategies.sharding import (
+    clip_to_norm,
+    clip_to_value,
+    load_whole_state,
+    saves_shards,
+    state_of,
+    total_norm,
+    whole,
+    whole_state,
+)
 
 if TYPE_CHECKING:
     from treadle.launch import Launched
@@ -370,20 +380,24 @@ class Fabric:
     # --- a run ---
 
     def save(self, path: str | os.PathLike[str], state: Mapping[str, Any]) -> None:
-        """Write ``state`` to one file, whole or not at all; every rank calls it, rank 0 writes.
+        """Write ``state`` to one file, whole or not at all; every rank calls it, rank 0 writes. With a strategy whose
+        ``state_dict_type`` is ``sharded``, every rank writes its parts.
 
         Args:
-            path: The file.
+            path: The file, or its URL in a store (``s3://bucket/last.ckpt``, with the extra ``treadle[remote]``).
             state: Modules, optimizers and other objects with ``state_dict`` (sharded ones are gathered), tensors and plain
                 values.
 
         Raises:
             CheckpointError: Something that a file can't hold.
-            OSError: The disk is full or can't be written.
+            OSError: The disk is full or can't be written, or the store can't be reached or refuses.
         """
+        if saves_shards(self.strategy):
+            write_sharded(location(path), {key: state_of(value) for key, value in state.items()}, self.ranks)
+            return
         content = {key: whole_state(value, keep=self.is_global_zero) for key, value in state.items()}
         if self.is_global_zero:
-            write_plain(Path(path), content)
+            write_plain(location(path), content)
         self.barrier()
 
     def load(
@@ -392,7 +406,7 @@ class Fabric:
         """Read what :meth:`save` wrote, on any number of ranks and with any strategy. Nothing in it is executed.
 
         Args:
-            path: The file; every rank reads it.
+            path: The file or its URL; every rank reads it.
             state: The objects to load into, by the keys they were saved under.
             strict: Weights must have the module's names, all of them.
 
@@ -402,7 +416,7 @@ class Fabric:
         Raises:
             CheckpointError: A missing or damaged file, or one that lacks a key of ``state``.
         """
-        content: dict[str, Any] = read_plain(Path(path))
+        content: dict[str, Any] = read_plain(location(path))
         for key, target in (state or {}).items():
             if key not in content:
                 raise CheckpointError(
@@ -411,7 +425,7 @@ class Fabric:
                     fix="load it under the key it was saved with.",
                 )
             load_whole_state(target, content.pop(key), strict=strict)
-        return content
+        return whole(content)
 
     def log(self, name: str, value: Any, step: int | None = None) -> None:
         """Write one metric to every logger, on rank 0. Syncs the device."""

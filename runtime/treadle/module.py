@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from itertools import chain
 from os import PathLike
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -14,7 +14,9 @@ from torch import Tensor, nn
 
 from treadle.attachment import trainer_of
 from treadle.batches import move
-from treadle.checkpoint import Checkpoint, read
+from treadle.checkpoint import Checkpoint, here, read
+from treadle.checkpoint.foreign import read_lightning, written_by_lightning
+from treadle.checkpoint.remote import location
 from treadle.errors import CheckpointError, ConfigError, ModuleError, warn
 from treadle.hyperparameters import HasHyperParameters, arguments_for, read_hyperparameters
 from treadle.metrics import Logbook, ReduceFx
@@ -467,7 +469,8 @@ class Module(HasHyperParameters, nn.Module):
         """A module with the weights and hyperparameters of a checkpoint; nothing in the file is executed.
 
         Args:
-            checkpoint_path: The file.
+            checkpoint_path: The file, or its URL in a store. One of PyTorch Lightning's too: what in it is more than tensors
+                and plain values is left out, with a warning that names it.
             map_location: Where its tensors go.
             hparams_file: A JSON or YAML file of hyperparameters, in place of the checkpoint's.
             strict: Every weight must be in the file and the other way round. Default: the module's ``strict_loading``.
@@ -476,10 +479,18 @@ class Module(HasHyperParameters, nn.Module):
 
         Raises:
             CheckpointError: The file is missing, damaged, or lacks an argument that ``__init__`` needs.
-            ConfigError: ``weights_only=False``.
+            ConfigError: ``weights_only=False``, or a URL that can't be one.
         """
         require_weights_only(weights_only)
-        checkpoint = read(Path(checkpoint_path), map_location=map_location)
+        path = location(checkpoint_path)
+        with here(path) as file:
+            lightning = replace(read_lightning(file, map_location), path=path) if written_by_lightning(file) else None
+            if lightning is None:
+                checkpoint = read(file, map_location=map_location, known_as=path)
+            else:
+                checkpoint = lightning.weights()
+                if omissions := lightning.omissions(hyperparameters):
+                    warn("lightning", omissions)
         saved = checkpoint.get("hyper_parameters", {}) if hparams_file is None else read_hyperparameters(hparams_file)
         module = cls(**arguments_for(cls, saved, hyperparameters, checkpoint_path, checkpoint.get("hparams_argument")))
         module.configure_model()

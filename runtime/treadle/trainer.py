@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from datetime import timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 import torch
 from torch.nn.parameter import is_lazy
@@ -34,16 +34,21 @@ from treadle.arguments import (
 from treadle.callbacks import Callback
 from treadle.callbacks.hooks import Hooks
 from treadle.callbacks.signatures import check as check_signatures
-from treadle.checkpoint import Checkpoint, make_folder, read, write
+from treadle.checkpoint import Checkpoint, write
+from treadle.checkpoint.lineage import Lineage
+from treadle.checkpoint.remote import location
+from treadle.checkpoint.sharded import write_sharded
 from treadle.compiling import Compile, compile_for
 from treadle.console import announce, announce_checkpoint, table
 from treadle.data import DataModule
 from treadle.data.parallel import Shared
 from treadle.errors import CheckpointError, ConfigError, ModuleError
 from treadle.fabric import Fabric, tell_position
-from treadle.loggers import CSVLogger, Logger
+from treadle.loggers import Logger
+from treadle.loops.checkpointing import Checkpointing
 from treadle.loops.evaluate import TEST, VALIDATE, Stage, evaluate, predict
-from treadle.loops.finding import FOLDER, JOB, find, is_newest_state, state_of_job
+from treadle.loops.failing import report
+from treadle.loops.faults import explained
 from treadle.loops.fit import FitLoop
 from treadle.loops.loading import Loaders
 from treadle.loops.manual import ManualOptimization
@@ -59,16 +64,7 @@ from treadle.loops.settings import (
     check_count,
     check_flag,
 )
-from treadle.loops.state import (
-    Parts,
-    checkpoint_of,
-    logger_keys,
-    restore_callbacks,
-    restore_for_evaluation,
-    restore_model,
-    restore_training,
-    warn_of_changes,
-)
+from treadle.loops.state import Parts, loads_when_placed, restore_training
 from treadle.loops.transfer import transfer_for
 from treadle.module import Module, class_name, load_weights, overrides, require_weights_only
 from treadle.optim import Optimizers, read_optimizers, warn_of_step_counting
@@ -78,7 +74,7 @@ from treadle.reading import Readings
 from treadle.remote import run_elsewhere
 from treadle.signals import heard
 from treadle.strategies import Strategy
-from treadle.strategies.ddp import explained
+from treadle.strategies.sharding import saves_shards
 
 if TYPE_CHECKING:
     from treadle.profilers import Profiler
@@ -283,7 +279,7 @@ class Trainer(Readings):
         self._loaders: Loaders | None = None
         self._function: str | None = None
         self._status = "initializing"
-        self._continued: Path | None = None
+        self._checkpointing: Checkpointing | None = None
         self._replaced: tuple[list[Callback], list[Callback]] | None = None
 
     # --- the four things it does ---
@@ -322,7 +318,10 @@ class Trainer(Readings):
             raise _two_sources()
         self.progress, self._results = Progress(), Results()
         given = {"train": train_dataloaders, "val": val_dataloaders}
-        with heard() as asked, self._stage("fit", model, datamodule, given) as (parts, loaders):
+        with (
+            heard(tells=self.is_global_zero, at_work=False) as asked,
+            self._stage("fit", model, datamodule, given) as (parts, loaders),
+        ):
             _require(model, "training_step")
             _require(model, "configure_optimizers")
             if loaders.validates:
@@ -338,13 +337,17 @@ class Trainer(Readings):
             self._log_hyperparameters(parts)
             if checkpoint is not None:
                 restore_training(parts, checkpoint)
-            parts.loop.asked = asked
+                parts.loop.saved_data = dict(checkpoint.get("lineage", {}).get("data", {}))
+            checkpoint = None  # as large as the run's state
+            parts.loop.asked, asked.at_work = asked, True
             with torch.autograd.set_detect_anomaly(True) if self.numerics.detect_anomaly else nullcontext():
                 parts.loop()
             signal = parts.loop.agreement.signal
             if signal:
                 self._make_way(signal)
             parts.run.hooks.call(None, "on_fit_end")
+            if signal == signals.SIGINT:
+                raise KeyboardInterrupt
         if signal:  # a rank that another process of ours waits for has not failed
             waited_for = self.fabric.world.environment == "ours" and not self.is_global_zero
             raise SystemExit(0 if waited_for else 128 + signal)
@@ -419,8 +422,8 @@ class Trainer(Readings):
         loader, datamodule = _split(dataloaders, datamodule)
         given = {"predict": loader}
         with self._counters_kept(), self._stage("predict", self._model(model), datamodule, given) as (parts, loaders):
-            self._load(parts, ckpt_path, resume=False, verb="predict")
-            self.fabric.place_for_evaluation(parts.run.module)
+            checkpoint = self._load(parts, ckpt_path, resume=False, verb="predict")
+            self._place_for_evaluation(parts.run.module, checkpoint)
             wanted = not takes_each_batch(self.callbacks) if return_predictions is None else return_predictions
             return predict(parts.run, loaders.evaluation("predict"), return_predictions=wanted)
 
@@ -445,8 +448,8 @@ class Trainer(Readings):
         given = {kind: loader}
         with self._counters_kept(), self._stage(stage.name, self._model(model), datamodule, given) as (parts, loaders):
             _require(parts.run.module, stage.step)
-            self._load(parts, ckpt_path, resume=False, verb=stage.name if verbose else None)
-            self.fabric.place_for_evaluation(parts.run.module)
+            checkpoint = self._load(parts, ckpt_path, resume=False, verb=stage.name if verbose else None)
+            self._place_for_evaluation(parts.run.module, checkpoint)
             metrics = evaluate(parts.run, stage, loaders.evaluation(kind))
             if verbose and self.is_global_zero:
                 print(table(stage.name, metrics))
@@ -469,22 +472,48 @@ class Trainer(Readings):
                 why="no model was given to this trainer yet.",
                 fix="trainer.fit(model) first.",
             )
-        checkpoint = checkpoint_of(self._parts, weights_only=weights_only)
-        if not self.is_global_zero:
-            self.fabric.barrier()  # the file is there when this returns
-            return
-        for logger in self.loggers:
+        checkpoint, path = self.state_of_run(weights_only=weights_only), location(filepath)
+        together = saves_shards(self.fabric.strategy)
+
+        def save() -> None:
+            with _said_of(path):
+                self.flush_loggers()
+                if not together:
+                    write(path, checkpoint)
+
+        self.fabric.ranks.from_rank_zero(save)
+        if together:
+            with _said_of(path):
+                write_sharded(path, checkpoint, self.fabric.ranks)
+
+    def state_of_run(self, *, weights_only: bool = False) -> Checkpoint:
+        """What :meth:`save_checkpoint` writes: tensors and plain values. Tensors are the live ones, which the next step
+        changes. Every rank calls it; on ranks other than 0 it is not whole."""
+        assert self._parts is not None
+        assert self._checkpointing is not None
+        return self._checkpointing.state(self._parts, weights_only=weights_only)
+
+    @property
+    def lineage(self) -> Lineage:
+        """What checkpoints say of where the run comes from; found when a fit starts, on rank 0. What is added there is
+        saved with it."""
+        assert self._checkpointing is not None, "nothing runs"
+        return self._checkpointing.lineage
+
+    def flush_loggers(self) -> None:
+        """Rows logged so far are on disk when this returns."""
+        for logger in self._own_loggers:
             logger.save()
-        try:
-            write(Path(filepath), checkpoint)
-        except OSError as error:
-            raise CheckpointError(
-                f"{filepath} could not be written: {error.strerror or error}.",
-                why="checkpoints are written whole or not at all; the one before is intact.",
-                fix="make room or choose another dirpath, then resume from last.ckpt.",
-            ) from error
-        finally:
-            self.fabric.barrier()
+
+    def claim_folder(self, folder: Path) -> None:
+        """Make ``folder``, and keep other runs out of it as long as this one runs: on rank 0, for what writes there.
+
+        Raises:
+            CheckpointError: Another run writes to it.
+            ConfigError: It can't be written.
+        """
+        assert self._checkpointing is not None
+        self._checkpointing.claim(folder)
 
     def to_device(self, batch: Any, dataloader_idx: int = 0) -> Any:
         """``batch`` as a step is given it: through the transfer hooks of the data module or the module."""
@@ -515,7 +544,8 @@ class Trainer(Readings):
             )
         self._take_callbacks_of(module)
         require_unique_keys(self.callbacks)
-        self.datamodule, self._continued, self._log_dir = datamodule, None, None
+        self.datamodule, self._log_dir = datamodule, None
+        self._checkpointing = Checkpointing(self.fabric, self.loggers, self.checkpoint_callbacks, self.default_root_dir)
         if name != "fit":
             self._results = Results()  # those of the call before are its own
         if datamodule is not None:
@@ -555,9 +585,11 @@ class Trainer(Readings):
                 loaders.ready = True
                 yield self._parts, loaders
         except BaseException as raised:
-            error = self.fabric.failure(explained(raised))
+            error = self.fabric.failure(explained(raised, run, loaders, self.stepping.micro_batch_size))
             self._status = "interrupted" if isinstance(error, KeyboardInterrupt) else "failed"
             with ExitStack() as told:  # as below
+                if name == "fit":
+                    told.callback(self._report, error)
                 for logger in reversed(self._own_loggers):
                     told.callback(logger.finalize, "failed")
                 for listener in reversed(hooks["on_exception"]):
@@ -570,6 +602,7 @@ class Trainer(Readings):
         finally:
             run.close_book()
             loaders.close()
+            self._checkpointing.close()
             with ExitStack() as teardowns:  # the last one in comes first; one that fails keeps no other from running
                 teardowns.callback(run.leave)
                 for callback in self.callbacks:
@@ -581,6 +614,13 @@ class Trainer(Readings):
         self._status = "finished"
         for logger in self._own_loggers:
             logger.finalize("success")
+
+    def _report(self, error: BaseException) -> None:
+        """A fit failed that had begun."""
+        loop = self._parts.loop if self._parts is not None else None
+        if loop is not None and loop.begun and self.is_global_zero and isinstance(error, Exception):
+            assert self._checkpointing is not None
+            report(error, self.progress, self.checkpoint_callbacks, self.log_dir, self._checkpointing.lineage)
 
     @property
     def _own_loggers(self) -> list[Logger]:
@@ -598,19 +638,25 @@ class Trainer(Readings):
 
     def _place(self, model: Module, checkpoint: Checkpoint | None) -> None:
         """On the devices, compiled if that was asked for."""
-        empty = any(parameter.is_meta for parameter in model.parameters())
+        waits = checkpoint is not None and loads_when_placed(model, checkpoint)
         if self._sync_batchnorm:
             self.fabric.sync_batchnorm(model)
         if self._compile is not None:
             self._compile.apply(model)
         self.fabric.setup(model)
-        if empty and checkpoint is not None:  # which had nowhere to be loaded into before
-            load_weights(model, checkpoint)
+        if waits:
+            load_weights(model, cast(Checkpoint, checkpoint))
+
+    def _place_for_evaluation(self, model: Module, checkpoint: Checkpoint | None) -> None:
+        waits = checkpoint is not None and loads_when_placed(model, checkpoint)
+        self.fabric.place_for_evaluation(model)
+        if waits:
+            load_weights(model, cast(Checkpoint, checkpoint))
 
     def _make_way(self, signal: int) -> None:
         """The run was asked to end, and is saved. Under a scheduler that warns by SIGUSR1, it is queued again."""
         self.fabric.barrier()
-        if self.is_global_zero:
+        if self.is_global_zero and signal != signals.SIGINT:
             queued = signal == getattr(signals, "SIGUSR1", None) and self.fabric.environment.requeue(os.environ)
             name = signals.Signals(signal).name
             print(f"treadle: ended by {name}{', and queued again' if queued else ''}", file=sys.stderr, flush=True)
@@ -682,73 +728,28 @@ class Trainer(Readings):
 
     def _own_folder(self) -> Path | None:
         """On rank 0."""
-        if self._continued is None:
+        assert self._checkpointing is not None
+        if not self._continues:
             for logger in self.loggers:
                 logger.start_run()
-        if self.loggers:
-            make_folder(self.run_folder)
-        if self.fabric.world.job is not None:
-            for callback in self.checkpoint_callbacks:
-                folder = callback.dirpath or self.run_folder / FOLDER
-                make_folder(folder)
-                (folder / JOB).write_text(f"{self.fabric.world.job}\n", encoding="utf-8")
+        self._checkpointing.open(self.run_folder)
+        self._checkpointing.trace(self.log_dir, self.progress.global_step)
         return self.log_dir
+
+    @property
+    def _continues(self) -> bool:
+        return self._checkpointing is not None and self._checkpointing.continues
 
     def _load(
         self, parts: Parts, ckpt_path: str | os.PathLike[str] | None, *, resume: bool, verb: str | None = None
     ) -> Checkpoint | None:
-        path = self.ckpt_path = self.fabric.ranks.from_rank_zero(lambda: self._find(ckpt_path, resume))
-        if path is None:
-            return None
-        checkpoint = read(path)
-        restore_model(parts, checkpoint)
-        if verb is not None and self.is_global_zero:
+        assert self._loaders is not None
+        assert self._checkpointing is not None
+        checkpoint = self._checkpointing.load(parts, self._loaders, ckpt_path, resume=resume)
+        path = self.ckpt_path = self._checkpointing.path
+        if checkpoint is not None and path is not None and verb is not None and self.is_global_zero:
             announce_checkpoint(verb, path, checkpoint)
-        if resume:
-            assert self._loaders is not None
-            self._loaders.asked_at = dict(checkpoint.get("loaders", {}))
-            warn_of_changes(parts, checkpoint)
-            restore_callbacks(parts, checkpoint)
-        else:
-            restore_for_evaluation(parts, checkpoint)
-        if resume and "loggers" in checkpoint and is_newest_state(path) and self._is_among_my_runs(path):
-            self._continued = path
-            for key, logger in logger_keys(self._own_loggers):
-                if path.parent.name == FOLDER:
-                    logger.resume_in(path.parent.parent)
-                if key in checkpoint["loggers"]:
-                    logger.load_state_dict(checkpoint["loggers"][key])
         return checkpoint
-
-    def _is_among_my_runs(self, path: Path) -> bool:
-        """Whether a checkpoint in a run's folder is of a run that the logger would write: another name is another run."""
-        files = next((logger for logger in self.loggers if isinstance(logger, CSVLogger)), None)
-        if path.parent.name != FOLDER or files is None:
-            return True
-        return path.parent.parent.parent.resolve() == (files.save_dir / files.name).resolve()
-
-    def _find(self, ckpt_path: str | os.PathLike[str] | None, resume: bool) -> Path | None:
-        if ckpt_path is not None and not isinstance(ckpt_path, (str, os.PathLike)):
-            raise ConfigError(
-                f"ckpt_path={ckpt_path!r}.",
-                why="it is a path, or a name.",
-                fix='"last", "best", "auto", or the path of a file.',
-            )
-        own = self.checkpoint_callback
-        if ckpt_path == "best" and own is not None and own.best_model_path:
-            return Path(own.best_model_path)
-        folders = [callback.dirpath for callback in self.checkpoint_callbacks if callback.dirpath is not None]
-        files = next((logger for logger in self.loggers if isinstance(logger, CSVLogger)), None)
-        if files is None:
-            runs, folders = self.default_root_dir / "runs", [*folders, self.default_root_dir / FOLDER]
-        elif files.version is None:
-            runs = files.save_dir / files.name
-        else:  # the run has a name: other runs are not it
-            runs, folders = files.log_dir, [*folders, files.log_dir / FOLDER]
-        world = self.fabric.world
-        # Started again by its scheduler, with the same command: it goes on where it was, whatever it started from.
-        again = state_of_job(runs, folders, world.job) if resume and world.restarts and world.job is not None else None
-        return again or find(ckpt_path, runs=runs, own_folders=folders, may_start=resume)
 
     def _weights_for(
         self, model: Module | None, ckpt_path: str | os.PathLike[str] | None
@@ -763,7 +764,7 @@ class Trainer(Readings):
         """Where a resumed run goes on, for its first line."""
         if checkpoint is None:
             return ""
-        how = "continued" if self._continued else "branched off"
+        how = "continued" if self._continues else "branched off"
         over = self.progress.epoch >= self.duration.epochs or self.progress.global_step >= self.duration.steps
         left = "; nothing left to train: raise max_epochs or max_steps" if over else ""
         return f"; {how} at epoch {self.progress.epoch}, step {self.progress.global_step}{left}"
@@ -772,7 +773,7 @@ class Trainer(Readings):
         params = dict(parts.run.module.logged_hparams)
         if parts.datamodule is not None:
             params = {**parts.datamodule.logged_hparams, **params}
-        if params and self._logs_hparams and self.is_global_zero and self._continued is None:
+        if params and self._logs_hparams and self.is_global_zero and not self._continues:
             for logger in self.loggers:
                 logger.log_hyperparams(params)
 
@@ -782,6 +783,22 @@ class Trainer(Readings):
                 "no model to evaluate.", why="this trainer has not fitted one.", fix="trainer.test(model, ...)"
             )
         return model if model is not None else self.module  # type: ignore[return-value]
+
+
+@contextmanager
+def _said_of(path: Path) -> Iterator[None]:
+    """
+    Raises:
+        CheckpointError: ``path`` could not be written.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise CheckpointError(
+            f"{path} could not be written: {error.strerror or error}.",
+            why="checkpoints are written whole or not at all; the one before is intact.",
+            fix="make room or choose another path.",
+        ) from error
 
 
 def _identity(module: Module, datamodule: DataModule | None) -> dict[str, object]:

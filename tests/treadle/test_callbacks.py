@@ -60,7 +60,8 @@ def fit(make_trainer: Callable[..., treadle.Trainer]) -> Callable[..., treadle.T
 
 
 def files(trainer: treadle.Trainer) -> list[str]:
-    return sorted(path.name for path in (trainer.run_folder / "checkpoints").iterdir())
+    """What is kept, besides the state before the newest."""
+    return sorted(path.name for path in (trainer.run_folder / "checkpoints").iterdir() if path.name != "previous.ckpt")
 
 
 def saved(path: str | Path) -> Any:
@@ -214,7 +215,10 @@ class TestTheNamesOfCheckpoints:
 
     def test_lie_where_the_user_says(self, fit: Any, tmp_path: Path) -> None:
         fit(ModelCheckpoint(dirpath=tmp_path / "mine"), [1.0])
-        assert sorted(path.name for path in (tmp_path / "mine").iterdir()) == ["epoch=0-step=2.ckpt", "last.ckpt"]
+        assert sorted(path.name for path in (tmp_path / "mine").iterdir() if path.name != "previous.ckpt") == [
+            "epoch=0-step=2.ckpt",
+            "last.ckpt",
+        ]
 
     def test_hold_values_without_names_if_one_wishes(self, fit: Any) -> None:
         checkpoints = ModelCheckpoint(filename="e{epoch}-{val_loss:.2f}", auto_insert_metric_name=False)
@@ -256,13 +260,14 @@ class TestTheNamesOfCheckpoints:
         """Two runs that write to one folder."""
         for _ in range(2):
             fit(ModelCheckpoint(dirpath=tmp_path / "mine"), [1.0])
-        found = sorted(path.name for path in (tmp_path / "mine").iterdir())
+        found = sorted(path.name for path in (tmp_path / "mine").iterdir() if path.name != "previous.ckpt")
         assert found == ["epoch=0-step=2-v1.ckpt", "epoch=0-step=2.ckpt", "last.ckpt"]
 
 
 def steps_saved(fit: Any, make_bare: Any = None, epochs: int = 3, **rhythm: Any) -> list[int]:
     trainer = fit(ModelCheckpoint(save_top_k=-1, save_last=False, **rhythm), [1.0] * epochs)
-    return sorted(saved(path)["global_step"] for path in (trainer.run_folder / "checkpoints").iterdir())
+    folder = trainer.run_folder / "checkpoints"
+    return sorted(saved(path)["global_step"] for path in folder.iterdir() if path.name != "previous.ckpt")
 
 
 class TestTheRhythmOfSaving:
@@ -479,8 +484,11 @@ class TestAnExceptionThatEndsTheFit:
         again.fit(Scripted([1.0]), BATCHES, ckpt_path=folder / "exception.ckpt")
         assert again.global_step == 3  # of four: the batch that failed is not repeated
 
-    def test_is_not_saved_if_nothing_is_said(self, make_trainer: Any) -> None:
-        assert "exception.ckpt" not in files(self.broken(make_trainer, ModelCheckpoint()))
+    def test_is_saved_if_nothing_is_said(self, make_trainer: Any) -> None:
+        assert "exception.ckpt" in files(self.broken(make_trainer, ModelCheckpoint()))
+
+    def test_is_not_saved_if_one_wishes(self, make_trainer: Any) -> None:
+        assert "exception.ckpt" not in files(self.broken(make_trainer, ModelCheckpoint(save_on_exception=False)))
 
     def test_is_not_saved_before_training(self, make_trainer: Any) -> None:
         class NoOptimizer(Scripted):
@@ -552,7 +560,7 @@ class TestSeveralModelCheckpoints:
 
     def test_may_have_folders_of_their_own(self, fit: Any, tmp_path: Path) -> None:
         trainer = fit([ModelCheckpoint(), ModelCheckpoint(tmp_path / "mine", save_weights_only=True)], [1.0])
-        found = sorted(path.name for path in (tmp_path / "mine").iterdir())
+        found = sorted(path.name for path in (tmp_path / "mine").iterdir() if path.name != "previous.ckpt")
         assert files(trainer) == found == ["epoch=0-step=2.ckpt", "last.ckpt"]
         assert "rng" not in saved(tmp_path / "mine/last.ckpt")
 

@@ -4,7 +4,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +13,7 @@ import torch
 pytest.importorskip("jsonargparse")
 
 import treadle
+from treadle.checkpoint import Checkpoint, read
 from treadle.cli import main, run
 from treadle.errors import CheckpointError, ConfigError, TreadleError
 from treadle.testing import Classifier, Points
@@ -333,6 +333,7 @@ class TestTheExitCode:
 
 
 PROGRAM = """\
+import os
 import time
 import treadle
 from treadle.cli import main
@@ -343,7 +344,7 @@ class Slow(Classifier):
     def training_step(self, batch, batch_idx):
         if self.global_step == 6:
             print("ready", flush=True)
-            time.sleep(60)
+            time.sleep(float(os.environ["SECONDS"]))
         return super().training_step(batch, batch_idx)
 
 
@@ -352,26 +353,51 @@ if __name__ == "__main__":
 """
 
 
+def read_checkpoint(name: str) -> Checkpoint:
+    return read(next(Path("runs/version_0/checkpoints").glob(f"{name}.ckpt")))
+
+
 class TestARealProcess:
-    def test_that_is_interrupted_ends_with_130_and_is_continued(self, project: Path) -> None:
-        """Ctrl-C in the second epoch; its first one is saved, and the message says how to go on."""
+    @staticmethod
+    def interrupted(project: Path, *, seconds: float, times: int) -> str:
+        """What the program says that is interrupted so many times, in the third step of its second epoch."""
         (project / "program.py").write_text(PROGRAM)
-        arguments = [sys.executable, "program.py", "fit", "--config", "train.yaml"]
-        environment = {**os.environ, "PYTHONWARNINGS": "error"}
         process = subprocess.Popen(
-            arguments, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment
+            [sys.executable, "program.py", "fit", "--config", "train.yaml"],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            env={**os.environ, "PYTHONWARNINGS": "error", "SECONDS": str(seconds)},
         )
         assert process.stdout is not None
+        assert process.stderr is not None
         assert process.stdout.readline() == "ready\n"
-        time.sleep(0.1)  # it goes to sleep
-        process.send_signal(signal.SIGINT)
-        _, errors = process.communicate(timeout=60)
+        said = ""
+        for _ in range(times):
+            process.send_signal(signal.SIGINT)
+            while "Ctrl-C again ends now" not in said:  # heard, before the next one
+                line = process.stderr.readline()
+                assert line, said
+                said += line
+        _, rest = process.communicate(timeout=60)
         assert process.returncode == 130
-        assert (
-            errors.splitlines()[-1]
-            == "interrupted; fit --ckpt_path auto continues from the newest checkpoint, if there is one"
+        assert rest.endswith(
+            "interrupted; fit --ckpt_path auto continues from the newest checkpoint, if there is one\n"
         )
-        assert "Traceback" not in errors
+        assert "Traceback" not in said + rest
+        return said + rest
+
+    def test_that_is_interrupted_saves_where_it_is(self, project: Path) -> None:
+        """Ctrl-C inside a step of the second epoch: it is finished, and the run goes on behind it."""
+        self.interrupted(project, seconds=1.0, times=1)
+        assert read_checkpoint("last")["global_step"] == 7
+        trainer = fit("--ckpt_path", "last")
+        assert trainer.global_step == 8
+
+    def test_that_is_interrupted_twice_ends_at_once(self, project: Path) -> None:
+        """In a step that would take an hour; the epoch before it is saved."""
+        self.interrupted(project, seconds=3600.0, times=2)
+        assert read_checkpoint("last")["global_step"] == 4
         trainer = fit("--ckpt_path", "last")
         assert trainer.global_step == 8
 

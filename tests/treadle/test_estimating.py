@@ -194,7 +194,9 @@ class TestOnOneRank:
         found = estimate(Trained(net, fused=True), batch, precision="bf16-mixed")
         truth = really(Trained(net, fused=True), batch, autocast=precision_for("bf16-mixed").autocast)
         assert found.activations == pytest.approx(truth.activations, rel=0.01)
-        assert found.peak == pytest.approx(truth.peak, rel=0.01)
+        # Where the processor computes in bf16, its kernels lay a layer's weights out anew, which no program asked for.
+        scratch = max(p.numel() for p in net.parameters()) * 2 if torch.cpu._is_avx512_bf16_supported() else 0
+        assert 0.99 * found.peak <= truth.peak <= 1.01 * found.peak + scratch
 
     def test_counts_weights_in_their_format(self) -> None:
         net, batch = perceptron()

@@ -569,6 +569,7 @@ class TestScopes:
         assert set(treadle.callbacks.base.HOOKS) - allowed == {
             *["setup", "teardown", "on_fit_start", "on_fit_end", "on_train_end", "on_validation_end", "on_test_end"],
             *["on_sanity_check_start", "on_sanity_check_end", "on_savepoint", "on_exception"],
+            "on_validation_interrupted",
             *["on_save_checkpoint", "on_load_checkpoint", "on_predict_start", "on_predict_end"],
             *["on_predict_epoch_start", "on_predict_epoch_end", "on_predict_batch_start", "on_predict_batch_end"],
         }

@@ -522,7 +522,7 @@ class TestASpikeDetection:
         "settings",
         [
             {"mode": "less"},
-            {"on_spike": "skip"},
+            {"on_spike": "leave"},
             {"window": 0},
             {"warmup": 0},
             {"check_every": 0},

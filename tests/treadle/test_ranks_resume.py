@@ -31,7 +31,7 @@ def stopped_and_resumed(folder: Path, count: int, strategy: str) -> dict[str, tu
         unbroken = train(plan, folder / name / "whole", count, strategy)
         stopped = Plan(**{**vars(plan), "trainer": {**plan.trainer, "max_steps": STEPS[name]}})
         if name == "inside a window":
-            stopped = Plan(**{**vars(plan), "trainer": {**plan.trainer, "callbacks": [StopsAfter(3)]}})
+            stopped = Plan(**{**vars(plan), "trainer": {**plan.trainer, "callbacks": [StopsAfter(4)]}})
         train(stopped, folder / name / "parts", count, strategy)
         torch.manual_seed(99)
         resumed = train(plan, folder / name / "parts", count, strategy, ckpt_path="last")

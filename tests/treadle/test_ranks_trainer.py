@@ -87,7 +87,7 @@ class TestSavingTheBest:
         assert second.pop("printed") == ""
         assert first == second
         assert first["folders"] == ["version_0"]
-        assert len(first["files"]) == 3, first["files"]  # and last.ckpt
+        assert len(first["files"]) == 4, first["files"]  # and last.ckpt, and the one before
         net = Net.load_from_checkpoint(first["best"])
         assert isinstance(net.net[0].weight, nn.Parameter)
 

@@ -426,7 +426,8 @@ class TestARunKilledWhileItSaved:
         (checkpoints / name).write_bytes(b"displaced, and not removed yet")
         (checkpoints / ".last.ckpt.123.partial").write_bytes(b"half")
         run(tmp_path, loader(), ckpt_path="last")
-        assert sorted(path.name for path in checkpoints.iterdir()) == ["epoch=1-step=10.ckpt", "last.ckpt"]
+        kept = sorted(path.name for path in checkpoints.iterdir())
+        assert kept == ["epoch=1-step=10.ckpt", "exception.ckpt", "last.ckpt", "previous.ckpt"]
 
     def test_touches_nothing_that_a_strangers_checkpoint_names_outside_the_folder(self, tmp_path: Path) -> None:
         loader = TestKilledAfterAnyBatch.shuffled

@@ -35,7 +35,8 @@ class Timing:
 
     def reset(self) -> None:
         """A new run."""
-        self._saved_at: tuple[int, int] | None = None
+        self.saved_at: tuple[int, int] | None = None
+        """Epoch, and batches trained on in all, of the state that was saved last."""
         self._validated = -1
         """Batches trained on at the validation that was acted on last."""
         self._started = 0.0
@@ -46,7 +47,7 @@ class Timing:
 
     def is_saved(self, progress: Progress) -> bool:
         """The state of now was saved already."""
-        return self._saved_at == (progress.epoch, progress.batches)
+        return self.saved_at == (progress.epoch, progress.batches)
 
     def due(self, progress: Progress) -> bool:
         epoch_over, validated = progress.batch == 0, progress.validated == progress.batches
@@ -68,14 +69,18 @@ class Timing:
 
     def saved(self, progress: Progress) -> None:
         """The state of now is dealt with."""
-        self._saved_at, self._validated = (progress.epoch, progress.batches), progress.validated
+        self.saved_at, self._validated = (progress.epoch, progress.batches), progress.validated
         self.start_clock(progress.now())
 
+    def not_saved(self) -> None:
+        """It could not be followed."""
+        self.saved_at = None
+
     def state_dict(self) -> dict[str, Any]:
-        return {"saved_at": self._saved_at, "validated": self._validated}
+        return {"saved_at": self.saved_at, "validated": self._validated}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self._saved_at = tuple(state["saved_at"]) if state["saved_at"] else None
+        self.saved_at = tuple(state["saved_at"]) if state["saved_at"] else None
         self._validated = state["validated"]
 
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import sys
 from os import PathLike
-from pathlib import Path
 from typing import TYPE_CHECKING, final
 
 from treadle.callbacks.base import Callback
 from treadle.callbacks.checkpoint_writing import require_one_rank
+from treadle.checkpoint.remote import location
 from treadle.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -38,7 +38,7 @@ class OnExceptionCheckpoint(Callback):
                 why="a file has a name.",
                 fix='filename="on_exception"',
             )
-        self.dirpath, self.filename = Path(dirpath), filename
+        self.dirpath, self.filename = location(dirpath), filename
         self._training = False
 
     @property

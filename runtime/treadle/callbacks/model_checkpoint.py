@@ -16,10 +16,14 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, final
 from treadle.callbacks.base import Callback
 from treadle.callbacks.checkpoint_naming import format_name, no_metric
 from treadle.callbacks.checkpoint_timing import Timing, rhythm
-from treadle.callbacks.checkpoint_writing import Saving, carry_out, require_one_rank
-from treadle.checkpoint import make_folder
+from treadle.callbacks.checkpoint_writing import Saving, Writer, require_one_rank
+from treadle.checkpoint import exists, remove
+from treadle.checkpoint.folder import tidy
+from treadle.checkpoint.remote import location
 from treadle.checkpoint.retention import Retention
-from treadle.errors import ConfigError
+from treadle.errors import CheckpointError, ConfigError, TrainingError
+from treadle.progress import Progress
+from treadle.schedule import Every
 
 if TYPE_CHECKING:
     from treadle.module import Module
@@ -31,22 +35,29 @@ class ModelCheckpoint(Callback):
     """Saves at a rhythm; keeps the best by a metric and, apart from that, always the newest state as ``last.ckpt``.
 
     ``last.ckpt`` is written once, as a link to a file that is kept anyway where there is one. It moves last, after
-    everything else is on disk: a crash at any moment leaves the one before in place.
+    everything else is on disk: a crash at any moment leaves the one before in place. That one is ``previous.ckpt``
+    afterwards, to go on from if ``last.ckpt`` can't be read. A disk that is full or fails is a warning, and training goes
+    on; only the run's last state must be saved.
 
     Several of them in one Trainer decide together before the first of them writes, so that each file knows what all of
     them keep; a state that several keep is written once. Where one of them saves everything, another that saves weights
     only leaves ``last.ckpt`` in the same folder to it.
 
     Args:
-        dirpath: The folder. Default: ``checkpoints`` in the run's folder.
+        dirpath: The folder, or a URL that fsspec knows (``s3://bucket/run``, extra ``treadle[remote]``). Default:
+            ``checkpoints`` in the run's folder. One run at a time writes to it.
         filename: Name of kept files, with metrics in braces: ``"{epoch}-{val_loss:.2f}"`` gives
             ``epoch=3-val_loss=0.12.ckpt``. Default: ``"{epoch}-{step}"``.
         monitor: The logged metric by which to keep; without one the newest are kept.
         verbose: Print what is saved.
         save_last: Write ``last.ckpt``. ``"link"`` is the same: it is a link wherever it can be.
+        save_previous: Leave the state before that in ``previous.ckpt``. Costs no write, but the space of one more file.
         save_top_k: How many to keep; -1 all, 0 none.
         save_on_exception: Save ``exception.ckpt`` when an exception ends the fit, which it never hides. The run is in the
-            middle of a batch then; to continue bit for bit, resume from ``last.ckpt``.
+            middle of a batch then, and goes on behind it; to continue bit for bit, resume from ``last.ckpt``. Not after a
+            ``TrainingError``, which says that the weights are bad.
+        save_async: Copy the state to host memory, and write it in a thread while training goes on: a save costs the time of
+            one copy, and the memory of one. One that comes before the last is written waits for it.
         save_weights_only: Leave out what only continuing needs. Such a file can be loaded, not resumed.
         mode: Whether less or more of ``monitor`` is better.
         auto_insert_metric_name: Put each metric's name before its value in file names; False: ``3-0.12.ckpt``.
@@ -56,6 +67,7 @@ class ModelCheckpoint(Callback):
         save_on_train_epoch_end: True: at the end of epochs only. False: after validations only. Default: both. Has a
             meaning for the default rhythm, and False for one of epochs.
         enable_version_counter: Add ``-v1`` and so on to a file name that is taken; False: the file is overwritten.
+        keep_every: A rhythm in words, as of ``every``: states at it are kept for good, apart from ``save_top_k``.
         every: A rhythm in words: ``"200 steps"``, ``"2 epochs"``, ``"30 min"``. Default rhythm: after each validation,
             after each epoch, and where a run ends inside one. With ``monitor``, a rhythm of steps or time saves after each
             validation too.
@@ -77,7 +89,7 @@ class ModelCheckpoint(Callback):
         verbose: bool = False,
         save_last: bool | Literal["link"] = True,
         save_top_k: int = 1,
-        save_on_exception: bool = False,
+        save_on_exception: bool = True,
         save_weights_only: bool = False,
         mode: Literal["min", "max"] = "min",
         auto_insert_metric_name: bool = True,
@@ -87,6 +99,9 @@ class ModelCheckpoint(Callback):
         save_on_train_epoch_end: bool | None = None,
         enable_version_counter: bool = True,
         every: str | None = None,
+        keep_every: str | None = None,
+        save_previous: bool = True,
+        save_async: bool = False,
     ) -> None:
         if mode not in ("min", "max"):
             raise ConfigError(f"mode={mode!r}.", why="of the metric, less or more is better.", fix='mode="min"')
@@ -104,10 +119,12 @@ class ModelCheckpoint(Callback):
         self._timing = Timing(every_so_often, epoch_end=save_on_train_epoch_end, monitors=monitor is not None)
         if every_n_epochs == 0 and every_so_often is None:
             save_top_k = 0
-        self.dirpath = None if dirpath is None else Path(dirpath)
+        self._for_good = None if keep_every is None else Timing(Every(keep_every), epoch_end=None, monitors=False)
+        self.dirpath = None if dirpath is None else location(dirpath)
         self.filename, self.monitor, self.mode = filename or "{epoch}-{step}", monitor, mode
         self.save_last, self.save_top_k, self.save_weights_only = bool(save_last), save_top_k, save_weights_only
         self.save_on_exception, self.verbose = save_on_exception, verbose
+        self.save_previous, self.save_async = save_previous, save_async
         self.auto_insert_metric_name, self.enable_version_counter = auto_insert_metric_name, enable_version_counter
         self.current_score: float | None = None
         """The newest value of ``monitor`` that was looked at."""
@@ -115,6 +132,9 @@ class ModelCheckpoint(Callback):
         self._folder: Path | None = self.dirpath
         self._trains = self._resumed = False
         self._displaced: list[str] = []
+        self._kept_for_good: list[str] = []
+        self._exception_path = ""
+        self._writer = Writer()
         self._together: Sequence[ModelCheckpoint] = ()
         """All of the Trainer's, for the first of them."""
         self._neighbours: Sequence[ModelCheckpoint] = ()
@@ -148,6 +168,16 @@ class ModelCheckpoint(Callback):
         path = self._in_folder(self._last)
         return str(path) if self._folder is not None and path.exists() else ""
 
+    @property
+    def exception_path(self) -> str:
+        """``exception.ckpt`` of the fit that an exception has just ended; empty if it was not saved."""
+        return self._exception_path
+
+    @property
+    def saved_at(self) -> tuple[int, int] | None:
+        """Of the newest state: the epoch, and the batches trained on in all epochs; None before the first."""
+        return self._timing.saved_at
+
     def to_yaml(self, filepath: str | PathLike[str] | None = None) -> None:
         """Write :attr:`best_k_models` to a YAML file. Default: ``best_k_models.yaml`` in the folder."""
         path = Path(filepath or (self._folder or Path()) / "best_k_models.yaml")
@@ -171,37 +201,52 @@ class ModelCheckpoint(Callback):
     def _last(self) -> str:
         return self.CHECKPOINT_NAME_LAST + self.FILE_EXTENSION
 
+    @property
+    def _previous(self) -> str:
+        return f"previous{self.FILE_EXTENSION}"
+
     # --- when ---
 
     def setup(self, trainer: Trainer, module: Module, stage: str) -> None:
         if stage == "fit":
             self._folder = None  # known once the run's folder is: a resumed run continues in its own
-            self._resumed, self.current_score = False, None
-            self._retention.kept, self._displaced = {}, []  # of an earlier fit, whose files stay
-            self._timing.reset()
+            self._resumed, self.current_score, self._exception_path = False, None, ""
+            self._retention.kept, self._displaced, self._kept_for_good = (
+                {},
+                [],
+                [],
+            )  # of an earlier fit, whose files stay
+            for timing in self._timings:
+                timing.reset()
 
     def on_train_start(self, trainer: Trainer, module: Module) -> None:
-        self._folder = self._folder_in(trainer)
-        make_folder(self._folder)
+        folder = self._folder = self.folder_in(trainer.run_folder)
+        trainer.fabric.ranks.from_rank_zero(lambda: trainer.claim_folder(folder))
         others = trainer.checkpoint_callbacks
         self._together = others if others[0] is self else ()
-        self._neighbours = [c for c in others if c is not self and c._folder_in(trainer) == self._folder]
+        self._neighbours = [c for c in others if c is not self and c.folder_in(trainer.run_folder) == folder]
         # A run that branches off writes elsewhere; the files it comes from are not its own.
         known = len(self._retention.kept)
         self._retention.kept = {n: s for n, s in self._retention.kept.items() if self._is_own(n)}
         if self._resumed and trainer.is_global_zero:
             self._tidy(whole=len(self._retention.kept) == known)
-        self._timing.start_clock(trainer.progress.now())
+        for timing in self._timings:
+            timing.start_clock(trainer.progress.now())
         self._trains = True
 
-    def _folder_in(self, trainer: Trainer) -> Path:
-        return self.dirpath or trainer.run_folder / "checkpoints"
+    def folder_in(self, run_folder: Path) -> Path:
+        """Where a run in ``run_folder`` saves to."""
+        return self.dirpath or run_folder / "checkpoints"
+
+    @property
+    def _timings(self) -> list[Timing]:
+        return [self._timing, *([self._for_good] if self._for_good is not None else [])]
 
     def _is_own(self, name: str) -> bool:
         """Whether there is such a file in the folder. Names come from a checkpoint, and may be a stranger's."""
         assert self._folder is not None
-        path = (self._folder / name).resolve()
-        return path.suffix == self.FILE_EXTENSION and path.is_file() and path.is_relative_to(self._folder.resolve())
+        path = self._folder / name
+        return path.suffix == self.FILE_EXTENSION and not {"..", "/"} & set(Path(name).parts) and exists(path)
 
     def _tidy(self, *, whole: bool) -> None:
         """Remove what a killed process was about to: a file it had displaced, if what was to be kept instead was written
@@ -209,22 +254,41 @@ class ModelCheckpoint(Callback):
         assert self._folder is not None
         for name in self._displaced if whole else ():
             if self._is_own(name) and not any(name in c._retention.kept for c in (self, *self._neighbours)):
-                (self._folder / name).unlink(missing_ok=True)
+                remove(self._folder / name)
         for half in self._folder.glob(f".*{self.FILE_EXTENSION}.*.partial"):
             half.unlink(missing_ok=True)
+        tidy(self._folder)
 
     def on_savepoint(self, trainer: Trainer, module: Module, final: bool) -> None:
         # The first of them acts for all: each file is to hold what all of them have decided.
-        if savings := [saving for callback in self._together if (saving := callback._saving(trainer, final))]:
-            carry_out(trainer, savings)
+        writer, together = self._writer, self._together
+        if writer.has_news:
+            writer.finish()
+        if not together or not (final or any(callback.is_due(trainer, final) for callback in together)):
+            return
+        writer.settle(trainer)
+        savings = [saving for callback in together if (saving := callback._saving(trainer, final))]
+        if savings:
+            writer.carry_out(trainer, savings, behind=all(callback.save_async for callback in together))
+        if not final:
+            return
+        writer.settle(trainer)
+        if writer.error:
+            raise CheckpointError(
+                f"the run has ended, and its last state was not saved: {writer.error}.",
+                why="what was trained since the last checkpoint would be lost with this process.",
+                fix='make room, and trainer.save_checkpoint("last.ckpt"); or resume with ckpt_path="auto" from the last one.',
+            )
 
     def on_train_end(self, trainer: Trainer, module: Module) -> None:
         self._trains = False
 
     def on_exception(self, trainer: Trainer, module: Module, exception: BaseException) -> None:
-        if not (self.save_on_exception and self._trains):
+        self._writer.finish()
+        trained, self._trains = self._trains, False
+        # After a TrainingError the weights are bad; after Ctrl-C, the second, nobody wants to wait.
+        if not (self.save_on_exception and trained) or isinstance(exception, (KeyboardInterrupt, TrainingError)):
             return
-        self._trains = False
         path = self._path_of(f"exception{self.FILE_EXTENSION}")
         try:
             require_one_rank(trainer)
@@ -232,30 +296,53 @@ class ModelCheckpoint(Callback):
         except Exception as error:  # noqa: BLE001 - whatever it is, the user is to see what came first
             said = f"ModelCheckpoint: {path} was not saved. {type(error).__name__}: {error}"
         else:
-            said = f"ModelCheckpoint: saved {path}."
-        if trainer.is_global_zero:
+            self._exception_path, said = path, ""  # the Trainer's report has it
+        if said and trainer.is_global_zero:
             print(said, file=sys.stderr, flush=True)
 
     # --- which ---
 
     def _saving(self, trainer: Trainer, final: bool) -> Saving | None:
         """What to save at this savepoint; None for nothing."""
-        progress = trainer.progress
-        due = self._timing.due(progress) or (final and progress.batch > 0 and self._timing.every is None)
-        if not (due or final) or self._timing.is_saved(progress):
+        if not self.is_due(trainer, final):
             return None
+        progress = trainer.progress
+        due, for_good = self._has_its_time(progress, final), self._for_good is not None and self._for_good.due(progress)
         self._timing.saved(progress)
-        before = dict(self._retention.kept)
+        before = dict(self._retention.kept), list(self._kept_for_good)
         name, evicted = self._decision(trainer) if due else ("", None)
-        self._displaced = evicted or []
+        if self._for_good is not None and for_good:
+            self._for_good.saved(progress)
+            name, evicted = name or trainer.fabric.ranks.from_rank_zero(lambda: self._name(trainer)), evicted or []
+            self._kept_for_good.append(name)
+        self._displaced = [old for old in evicted or [] if old not in self._kept_for_good]
         return Saving(
             kept=None if evicted is None else self._in_folder(name),
             last=self._in_folder(self._last) if self._writes_last else None,
+            previous=self._in_folder(self._previous) if self._writes_last and self.save_previous else None,
             displaced=[self._in_folder(old) for old in self._displaced],
             weights_only=self.save_weights_only,
-            verbose=self.verbose,
-            take_back=partial(setattr, self._retention, "kept", before),
+            says=f"ModelCheckpoint: epoch {trainer.last_epoch}, step {trainer.global_step}" if self.verbose else "",
+            take_back=partial(self._take_back, *before),
         )
+
+    def is_due(self, trainer: Trainer, final: bool) -> bool:
+        progress = trainer.progress
+        due = (
+            final
+            or self._has_its_time(progress, final)
+            or (self._for_good is not None and self._for_good.due(progress))
+        )
+        return due and not self._timing.is_saved(progress)
+
+    def _has_its_time(self, progress: Progress, final: bool) -> bool:
+        return self._timing.due(progress) or (final and progress.batch > 0 and self._timing.every is None)
+
+    def _take_back(self, kept: dict[str, float | None], for_good: list[str], kept_is_missing: bool) -> None:
+        """The state was not saved, or not under all of its names."""
+        if kept_is_missing:
+            self._retention.kept, self._kept_for_good = kept, for_good
+        self._timing.not_saved()
 
     def _decision(self, trainer: Trainer) -> tuple[str, list[str] | None]:
         """Rank 0's, on all ranks: values that were not reduced differ, and only it sees the folder for sure."""
@@ -305,7 +392,7 @@ class ModelCheckpoint(Callback):
         if any(name in callback._retention.kept or name in callback._displaced for callback in self._neighbours):
             return True
         writes = (self, *self._neighbours)
-        return (name == self._last and any(callback.save_last for callback in writes)) or (
+        return (name in (self._last, self._previous) and any(callback.save_last for callback in writes)) or (
             name == f"exception{self.FILE_EXTENSION}" and any(callback.save_on_exception for callback in writes)
         )
 
@@ -346,12 +433,14 @@ class ModelCheckpoint(Callback):
             "best": self._retention.best,
             "current_score": self.current_score,
             "displaced": self._displaced,
+            "kept_for_good": self._kept_for_good,
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self._retention.load_state_dict(state)
         self._timing.load_state_dict(state)
         self.current_score, self._displaced = state["current_score"], list(state["displaced"])
+        self._kept_for_good = list(state["kept_for_good"])
         self._resumed = True
 
     def on_load_checkpoint(self, trainer: Trainer, module: Module, checkpoint: dict[str, Any]) -> None:

@@ -12,7 +12,8 @@ from torch import Tensor, nn
 
 from treadle.callbacks.base import Callback
 from treadle.errors import CheckpointError, ConfigError
-from treadle.strategies.sharding import part_like
+from treadle.strategies.sharding import local_part, part_like
+from treadle.strategies.stored import unread
 
 if TYPE_CHECKING:
     from treadle.module import Module
@@ -75,7 +76,9 @@ class Average:
         """Take in the weights of now. Tensors may have been replaced since the last update, their names may not."""
         with torch.inference_mode(False), torch.no_grad():
             if self._names:
-                self.rule(self._tensors, self._weights(module), self.updates)
+                # In parts, where they lie in parts: one operation can't mix them with those that lie whole.
+                averages, weights = map(local_part, self._tensors), map(local_part, self._weights(module))
+                self.rule(list(averages), list(weights), self.updates)
             else:
                 self._names = self._averaged(module)
                 self._tensors = [weight.clone() for weight in self._weights(module)]
@@ -117,6 +120,7 @@ class Average:
         Raises:
             CheckpointError: It is that of another module.
         """
+        state = unread(state)
         self._names = self._averaged(module)
         weights = self._weights(module)
         if misfits := [

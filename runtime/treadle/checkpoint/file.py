@@ -1,20 +1,25 @@
-"""A checkpoint's file: written whole or not at all, read without executing anything."""
+"""A checkpoint's file, on this machine or in a store: written whole or not at all, read without executing anything."""
 
 from __future__ import annotations
 
+import errno
 import os
 import pickle
 import shutil
 import struct
 import warnings
 import zlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any, cast
 from zipfile import BadZipFile, ZipFile, is_zipfile
 
 import torch
 
+from treadle.checkpoint import folder
+from treadle.checkpoint.foreign import VERSION, refusal, written_by_lightning
+from treadle.checkpoint.remote import copy, download, is_remote, require_writable, scratch, upload
 from treadle.checkpoint.state import FORMAT, Checkpoint, Weights, plain
 from treadle.errors import CheckpointError, ConfigError
 
@@ -28,9 +33,12 @@ DAMAGE = (
 def write(path: Path, checkpoint: Mapping[str, Any]) -> None:
     """Write to a temporary name, flush to disk, rename: killed at any byte, what lay under ``path`` before is intact.
 
+    In a store (see :func:`~treadle.checkpoint.remote.location`) the same holds: the file is written here, without a name, then
+    uploaded, and replaces what was there once all of it has arrived.
+
     Raises:
         CheckpointError: A value that is neither a tensor nor plain; nothing is written then.
-        OSError: The disk is full or read-only; the temporary file is removed.
+        OSError: The disk is full or read-only, or the store can't be reached or refuses; nothing half written stays.
     """
     write_plain(path, dict(checkpoint))
 
@@ -38,6 +46,12 @@ def write(path: Path, checkpoint: Mapping[str, Any]) -> None:
 def write_plain(path: Path, value: Any) -> None:
     """:func:`write`, for any value made of tensors and plain values."""
     content = plain(value, path.stem)
+    if is_remote(path):
+        with scratch() as local:
+            with local.open("wb") as file:
+                _save(content, file)
+            upload(local, path)
+        return
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = _partial(path)
     try:
@@ -66,11 +80,21 @@ def _save(content: Any, file: IO[bytes]) -> None:
 
 
 def make_folder(folder: Path) -> None:
-    """Make ``folder`` and those above it, if they are not there.
+    """Make ``folder`` and those above it, if they are not there. In a store, see whether it can be written.
 
     Raises:
         ConfigError: It can't be made or written.
     """
+    if is_remote(folder):
+        try:
+            require_writable(folder)
+        except OSError as error:
+            raise ConfigError(
+                f"{folder} can't be written.",
+                why=f"{error.strerror}.",
+                fix="name a bucket that is there, and give its package a key that may write and remove in it.",
+            ) from None
+        return
     try:
         folder.mkdir(parents=True, exist_ok=True)
         writable = os.access(folder, os.W_OK)
@@ -86,8 +110,15 @@ def make_folder(folder: Path) -> None:
 def link(source: Path, path: Path) -> None:
     """Let ``path`` name the file that ``source`` names, at once and without writing it again.
 
-    A hard link: it stays when ``source`` is deleted. File systems without links get a copy.
+    A hard link: it stays when ``source`` is deleted. File systems without links get a copy; a store makes one itself.
     """
+    if folder.is_sharded_checkpoint(source):
+        folder.link(source, path)
+        return
+    if is_remote(path):
+        copy(source, path)
+        return
+    path.parent.mkdir(parents=True, exist_ok=True)
     partial = _partial(path)
     partial.unlink(missing_ok=True)
     try:
@@ -103,28 +134,67 @@ def link(source: Path, path: Path) -> None:
     _flush_folder(path.parent)
 
 
-def read(path: Path, map_location: str | torch.device = "cpu") -> Checkpoint:
+def exists(path: Path) -> bool:
+    """Whether there is a file of that name, or a sharded checkpoint."""
+    return path.is_file() or folder.is_sharded_checkpoint(path)
+
+
+def remove(path: Path) -> None:
+    """Remove the file, or the sharded checkpoint, if it is there."""
+    folder.remove(path)
+
+
+@contextmanager
+def here(path: Path) -> Iterator[Path]:
+    """The file ``path`` as one of this machine: itself, or for one in a store a copy that is there while the block runs.
+
+    Raises:
+        CheckpointError: No such file in the store.
+        OSError: The store can't be reached, or refuses.
+    """
+    if not is_remote(path):
+        yield path
+        return
+    _require_file(path)
+    with scratch() as local:
+        download(path, local)
+        yield local
+
+
+def read(path: Path, map_location: str | torch.device = "cpu", *, known_as: Path | None = None) -> Checkpoint:
     """The checkpoint in ``path``, its tensors on ``map_location``.
+
+    Args:
+        known_as: What messages call it, where ``path`` is a copy.
 
     Raises:
         CheckpointError: No such file, a damaged one, one that holds objects, or one of another program or version.
+        OSError: The store that it lies in can't be reached, or refuses.
     """
-    return _recognised(read_plain(path, map_location), path)
+    return _recognised(read_plain(path, map_location, known_as=known_as), known_as or path)
 
 
-def read_plain(path: Path, map_location: str | torch.device = "cpu") -> Any:
+def read_plain(path: Path, map_location: str | torch.device = "cpu", *, known_as: Path | None = None) -> Any:
     """What :func:`write_plain` wrote, its tensors on ``map_location``.
 
     Raises:
         CheckpointError: No such file, a damaged one, or one that holds objects.
+        OSError: The store that it lies in can't be reached, or refuses.
     """
-    if not path.is_file():
-        raise CheckpointError(
-            f"{path} is not a checkpoint file.",
-            why="there is a folder of that name." if path.is_dir() else f"no such file.{_neighbours(path)}",
-            fix='give the path of a .ckpt file, or "last" for the newest state of the newest run.',
-        )
-    if path.stat().st_size and not _looks_like_one(path):
+    if folder.is_sharded_checkpoint(path):
+        from treadle.checkpoint.sharded import read_sharded
+
+        rest = read_plain(path / folder.REST, known_as=(known_as or path) / folder.REST)
+        return read_sharded(path, rest, map_location)
+    with here(path) as file:
+        return _read(file, known_as or path, map_location)
+
+
+def _read(file: Path, path: Path, map_location: str | torch.device) -> Any:
+    """Messages call it ``path``."""
+    if file == path:
+        _require_file(path)
+    if file.stat().st_size and not _looks_like_one(file):
         raise CheckpointError(
             f"{path} is not a checkpoint.",
             why="a checkpoint is a zip archive that torch.save wrote, and this file doesn't start like one.",
@@ -132,22 +202,35 @@ def read_plain(path: Path, map_location: str | torch.device = "cpu") -> Any:
         )
     try:
         with warnings.catch_warnings():
-            _check_sums(path)
+            _check_sums(file)
             warnings.simplefilter("ignore")  # torch's thoughts on a stranger's pickle; it is refused below
-            content = torch.load(path, map_location=map_location, weights_only=True)
+            content = torch.load(file, map_location=map_location, weights_only=True)
     except pickle.UnpicklingError:
+        if written_by_lightning(file):
+            raise refusal(path) from None
         raise CheckpointError(
             f"{path} holds something other than tensors and plain values.",
             why="objects in a file can execute code when they are read, so nothing in it was read.",
             fix="use a checkpoint that treadle wrote; ask where this one comes from.",
         ) from None
     except DAMAGE as error:
+        if isinstance(error, OSError) and error.errno not in (None, errno.EINVAL):
+            raise  # the disk's trouble, or the network's: the file may be sound
         raise CheckpointError(
-            f"{path} is damaged: its {path.stat().st_size:,} bytes are not a whole checkpoint.",
+            f"{path} is damaged: its {file.stat().st_size:,} bytes are not a whole checkpoint.",
             why=f"reading it says: {_first_line(error)}.",
             fix=f"resume from another checkpoint.{_neighbours(path)}",
         ) from None
     return content
+
+
+def _require_file(path: Path) -> None:
+    if not path.is_file():
+        raise CheckpointError(
+            f"{path} is not a checkpoint file.",
+            why=folder.lacks(path) or f"no such file.{_neighbours(path)}",
+            fix='give the path of a .ckpt file, or "last" for the newest state of the newest run.',
+        )
 
 
 def _looks_like_one(path: Path) -> bool:
@@ -175,6 +258,8 @@ def _recognised(content: Any, path: Path) -> Checkpoint:
             why="the layout of the file changed between releases.",
             fix="install the release of treadle that wrote it.",
         )
+    if isinstance(content, dict) and VERSION in content:
+        raise refusal(path)
     raise CheckpointError(
         f"{path} was not written by treadle.",
         why="a checkpoint says its format, and this file doesn't.",

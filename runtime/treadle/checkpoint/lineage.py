@@ -5,11 +5,17 @@ from __future__ import annotations
 import hashlib
 import os
 import platform
+import re
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
+from functools import cache
 from importlib import metadata
+from itertools import chain
 from pathlib import Path
+from stat import S_ISREG
 from typing import TypedDict
 
 import torch
@@ -20,10 +26,11 @@ LOCK_FILES = ("uv.lock", "poetry.lock", "pdm.lock", "pylock.toml", "Pipfile.lock
 DIFF = "uncommitted.diff"
 """Its name beside the run."""
 
+_SECRET = re.compile(r"(api|secret|private|access)?[-_.]?key|token|secret|passw|credential", re.IGNORECASE)
 _SECONDS = 10.0
 """For each call of git, on a slow disk say."""
 _MOST = 10 * 2**20
-"""Bytes of a diff that are kept."""
+"""Characters of a diff that are kept, and bytes of new files that are read: data may lie among them."""
 
 
 class Lineage(TypedDict, total=False):
@@ -46,9 +53,10 @@ class Lineage(TypedDict, total=False):
     """A fingerprint of each data set, by the kind of loader it is for."""
 
 
+@cache  # the code of a process is what it was when that started
 def lineage_of(folder: Path) -> tuple[Lineage, str]:
     """That of a process that runs in ``folder``, and its uncommitted changes as a diff that ``git apply`` takes."""
-    found = Lineage(versions=_versions(), platform=platform.platform(), command=list(sys.argv))
+    found = Lineage(versions=_versions(), platform=platform.platform(), command=without_secrets(sys.argv))
     if (lock := _lock_file(folder)) is not None:
         found["lock_file"] = lock
     commit = _git(folder, "rev-parse", "HEAD")
@@ -60,17 +68,16 @@ def lineage_of(folder: Path) -> tuple[Lineage, str]:
     diff = _git(folder, "diff", "HEAD", "--binary", "--no-color", "--no-ext-diff", "--no-textconv") or ""
     new = _git(folder, "ls-files", "--others", "--exclude-standard", "-z", "--full-name", ":/") or ""
     if diff or new:
-        found["uncommitted"] = _digest(diff.encode(), *_new_files(folder, new))
-    listed = "".join(f"# not in git: {name}\n" for name in new.split("\0") if name)
-    return found, (listed + diff)[:_MOST]
+        found["uncommitted"] = _digest_of(chain([diff.encode(errors="surrogateescape")], _new_files(folder, new)))
+    names = [name.replace("\n", " ") for name in new.split("\0") if name]
+    listed = "".join(f"# not in git: {name}\n" for name in names[:1000])
+    return found, listed + (diff if len(diff) <= _MOST else f"# changes of {len(diff):,} characters are not kept\n")
 
 
 def _versions() -> dict[str, str]:
     versions = {"treadle": __version__, "python": platform.python_version(), "torch": str(torch.__version__)}
-    try:
+    with suppress(metadata.PackageNotFoundError):
         versions["numpy"] = metadata.version("numpy")
-    except metadata.PackageNotFoundError:
-        pass
     return versions
 
 
@@ -81,7 +88,7 @@ def _lock_file(folder: Path) -> str | None:
             path = parent / name
             try:
                 if path.is_file():
-                    return f"{name} {_digest(path.read_bytes())}"
+                    return f"{name} {_digest_of([path.read_bytes()])}"
             except OSError:
                 continue
         if (parent / ".git").exists():
@@ -103,22 +110,39 @@ def _git(folder: Path, *arguments: str) -> str | None:
     return done.stdout.decode(errors="surrogateescape") if done.returncode == 0 else None
 
 
-def _new_files(folder: Path, names: str) -> list[bytes]:
-    """The content of files that git doesn't know, small ones; of others name and size."""
-    top = _git(folder, "rev-parse", "--show-toplevel")
-    contents: list[bytes] = []
+def _new_files(folder: Path, names: str) -> Iterator[bytes]:
+    """The content of files that git doesn't know, up to a bound; behind it their names, sizes and dates."""
+    top = Path((_git(folder, "rev-parse", "--show-toplevel") or "").strip())
+    left = _MOST
     for name in sorted(filter(None, names.split("\0"))):
-        path = Path((top or "").strip()) / name
+        yield os.fsencode(name)
         try:
-            size = path.lstat().st_size
-            whole = size <= 2**20 and path.is_file() and not path.is_symlink()
-            contents += [os.fsencode(name), path.read_bytes() if whole else str(size).encode()]
+            found = (top / name).lstat()
+            left -= found.st_size
+            if left >= 0 and S_ISREG(found.st_mode):
+                yield (top / name).read_bytes()
+            else:
+                yield f"{found.st_size} {found.st_mtime_ns}".encode()
         except OSError:
-            contents.append(os.fsencode(name))
-    return contents
+            continue
 
 
-def _digest(*parts: bytes) -> str:
+def without_secrets(command: Sequence[str]) -> list[str]:
+    """``command``, with what a name like ``api_key`` or ``token`` is set to left out.
+
+    >>> without_secrets(["fit.py", "--logger.api_key=abc", "--token", "def", "--data.batch_size", "8"])
+    ['fit.py', '--logger.api_key=***', '--token', '***', '--data.batch_size', '8']
+    """
+    shown, hides = [], False
+    for word in command:
+        name, equals, _ = word.partition("=")
+        secret = name.startswith("-") and _SECRET.search(name) is not None
+        shown.append(f"{name}=***" if secret and equals else "***" if hides and not word.startswith("-") else word)
+        hides = secret and not equals
+    return shown
+
+
+def _digest_of(parts: Iterable[bytes]) -> str:
     digest = hashlib.blake2b(digest_size=16)
     for part in parts:
         digest.update(len(part).to_bytes(8, "little"))

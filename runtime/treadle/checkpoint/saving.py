@@ -52,7 +52,9 @@ class Staging:
         with torch.no_grad():
             result = staged(state, "")
             if pairs:
-                torch._foreach_copy_([buffer for buffer, _ in pairs], [source for _, source in pairs], non_blocking=True)
+                torch._foreach_copy_(
+                    [buffer for buffer, _ in pairs], [source for _, source in pairs], non_blocking=True
+                )
         self._buffers = used
         self._copied = [_event(device) for device in {s.device for _, s in pairs} if device.type != "cpu"]
         return result

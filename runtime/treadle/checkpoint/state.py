@@ -8,6 +8,7 @@ from typing import Any, TypedDict
 import torch
 from torch import Tensor
 
+from treadle.checkpoint.lineage import Lineage
 from treadle.errors import CheckpointError
 from treadle.progress import ProgressState
 from treadle.seeding import RNGState
@@ -56,6 +57,7 @@ class Checkpoint(Weights, total=False):
     validation: list[dict[str, Any]]
     """The generators that the validation loaders own."""
     rng: RNGState
+    lineage: Lineage
     ranks: list[dict[str, Any]]
     """Of several ranks: what each had for itself in place of the above, by rank: generators, accumulators, gradients."""
 

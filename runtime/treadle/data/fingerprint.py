@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import hashlib
 from collections.abc import Iterable, Mapping, Sized
 from typing import Any, Protocol, runtime_checkable
@@ -23,11 +24,14 @@ class HasFingerprint(Protocol):
         ...
 
 
-def fingerprint(loader: Any) -> str | None:
-    """Of what ``loader`` reads: its data set's own word (``fingerprint()``), else its length, and of tensors a hash.
+def fingerprint(loader: Any, datamodule: Any = None) -> str | None:
+    """What ``datamodule`` says of its data, if it has a ``fingerprint()``; else of what ``loader`` reads: its data set's own word (``fingerprint()``), else its length, and of tensors a hash (of
+    those with more than two million elements, of a part of these).
 
     None for what has neither, as an iterable data set.
     """
+    if _says(datamodule):
+        return str(datamodule.fingerprint())
     parts = [part for data in _data_sets(loader) if (part := _of(data)) is not None]
     return "; ".join(parts) or None
 
@@ -44,7 +48,7 @@ def _data_sets(loader: Any) -> Iterable[Any]:
 
 
 def _of(data: Any) -> str | None:
-    if isinstance(data, HasFingerprint):
+    if _says(data):
         return str(data.fingerprint())
     match data:
         case Subset():
@@ -62,11 +66,15 @@ def _of(data: Any) -> str | None:
     return None
 
 
+def _says(data: Any) -> bool:
+    return isinstance(data, HasFingerprint) and callable(data.fingerprint)
+
+
 def _hash(tensors: Iterable[Tensor]) -> str:
     digest = hashlib.blake2b(digest_size=8)
     for tensor in tensors:
         digest.update(repr((tuple(tensor.shape), str(tensor.dtype))).encode())
-        flat = tensor.detach().reshape(-1)
+        flat = tensor.detach().to_dense().reshape(-1)
         looked_at = flat[:: max(1, flat.numel() // _SAMPLED)].cpu().contiguous()
-        digest.update(looked_at.view(torch.uint8).numpy().tobytes() if looked_at.numel() else b"")
+        digest.update(ctypes.string_at(looked_at.data_ptr(), looked_at.numel() * looked_at.element_size()))
     return digest.hexdigest()

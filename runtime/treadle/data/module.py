@@ -7,7 +7,6 @@ from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from functools import partial
 from os import PathLike
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -16,6 +15,7 @@ from torch.utils.data import DataLoader, IterableDataset
 
 from treadle.attachment import trainer_of
 from treadle.checkpoint import read
+from treadle.checkpoint.remote import location
 from treadle.data.combined import CombinedLoader, is_several
 from treadle.data.single import length_of
 from treadle.errors import CheckpointError, ConfigError, ModuleError
@@ -157,7 +157,7 @@ class DataModule(HasHyperParameters):
         from treadle.module import require_weights_only
 
         require_weights_only(weights_only)
-        checkpoint = read(Path(checkpoint_path), map_location=map_location)
+        checkpoint = read(location(checkpoint_path), map_location=map_location)
         if "datamodule" not in checkpoint:
             raise CheckpointError(
                 f"{checkpoint_path} holds no DataModule.",

@@ -93,17 +93,23 @@ class ResumableSampler(Sampler[Any]):
         self._at_once = length_hint(self.wrapped, -1) >= 0
         return self._at_once
 
-    def start(self, skip: int = 0) -> None:
-        """Settle the order of an epoch. The first ``skip`` index lists are drawn and dropped, which reads no sample."""
+    def start(self, skip: int = 0) -> int:
+        """Settle the order of an epoch. The first ``skip`` index lists are drawn and dropped, which reads no sample.
+        Returns a seed for whatever else the epoch draws."""
         self.asked.clear()
         # torch's iterator draws a seed for its workers before its order: so that ours is the order of a plain loop.
         drawn = self.seeded or not self.draws_at_start or not self.quiet
         seed = _draw_seed(self.generator) if drawn else 0
-        lists = iter(self.wrapped) if self.draws_at_start else _in_private(iter(self.wrapped), seed)
+        dropped, lists = skip * self.count, iter(self.wrapped)
+        if self.draws_at_start:
+            lists = islice(lists, dropped, None)
+        else:
+            lists = _in_private(lists, seed, dropped)
         if self._at_once:
-            lists = iter(list(islice(lists, length_hint(self.wrapped))))
-        numbered = islice(enumerate(lists), skip * self.count, None)
+            lists = iter(list(islice(lists, max(0, length_hint(self.wrapped) - dropped))))
+        numbered = enumerate(lists, dropped)
         self._epoch = seed, chain([next(numbered, None)], numbered)
+        return seed
 
     def __iter__(self) -> Iterator[Any]:
         """What is left of the epoch. A loader may ask more than once while it makes its iterator."""
@@ -210,10 +216,12 @@ def _draw_seed(generator: torch.Generator | None) -> int:
     return int(torch.empty((), dtype=torch.int64).random_(generator=generator).item())
 
 
-def _in_private(lists: Iterator[Any], seed: int) -> Iterator[Any]:
-    """``lists``, each drawn while the global generators are ones that only this iterator uses."""
+def _in_private(lists: Iterator[Any], seed: int, dropped: int) -> Iterator[Any]:
+    """``lists`` without the first ``dropped``, each drawn while the global generators are ones that only this iterator
+    uses; those that are dropped in one go, since changing generators costs more than drawing."""
     outside = capture_rng()
     seed_host(seed)
+    next(islice(lists, dropped, dropped), None)
     while True:
         item = next(lists, None)
         inside = capture_rng()

@@ -10,11 +10,14 @@ from itertools import islice
 from operator import index
 from typing import TYPE_CHECKING, Any, TypedDict, final
 
+import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset
 
 from treadle.data.parallel import Shared
 from treadle.data.sampling import ResumableSampler, unshuffled
+from treadle.data.starting import prepared
+from treadle.data.workers import Workers
 from treadle.errors import CheckpointError, DataError, warn
 from treadle.seeding import Owned, RNGState, capture_owned, capture_rng, restore_owned, restore_rng
 
@@ -78,6 +81,9 @@ class Stream:
         self._sampler: ResumableSampler | None = None
         self._shares = False
         self._reader = self._readable(loader, in_order)
+        if _state_holder(loader) is not loader:
+            self._reader = prepared(self._reader, loader)
+        self._workers = Workers(self._reader, name, None if self._sampler is None else self._sampler.asked)
         length = length_of(self._reader)
         if self.shared is not None and self._sampler is None:
             length = -(-length // self.shared.count) if length is not None and _is_list(loader) else None
@@ -233,9 +239,11 @@ class Stream:
 
     def _batches(self, *begins: Callable[[], Iterator[Any]]) -> Generator[Any, None, None]:
         """Those of the first that gives any."""
-        queue = self._sampler.asked if self._sampler else None
+        queue = None if self._sampler is None else self._sampler.asked
         for begin in begins:
-            batches = begin() if self._sampler or self.shared is None else self._together(begin(), self.shared)
+            batches = begin()
+            if self._sampler is None and self.shared is not None:
+                batches = self._together(batches, self.shared)
             for batch in islice(batches, None if self.length is None else max(0, self.length - self.consumed)):
                 self.consumed += 1
                 self._batch = batch
@@ -279,16 +287,18 @@ class Stream:
         return iterator
 
     def _made(self) -> Iterator[Any]:
-        """The loader's iterator, at the position. Whether it draws a seed for its workers (not if they persist) leaves
-        no trace in the generators."""
+        """The loader's iterator, at the position. The seed that it draws for its workers (not if they persist) comes from a
+        generator made for that, so that it leaves no trace in the others; what workers are asked to read ahead does."""
         if self._sampler is None:
-            return iter(self._reader)
-        self._sampler.start(self.consumed)
-        rng, owned = capture_rng(), capture_owned(self.loader)
-        iterator: Iterator[Any] = iter(self._reader)
+            return self._workers.read()
+        seed = self._sampler.start(self.consumed)
+        rng, own = capture_rng(), self._reader.generator
+        self._reader.generator = torch.Generator().manual_seed(seed)
+        try:
+            iterator = self._workers.read(self.consumed)
+        finally:
+            self._reader.generator = own
         restore_rng(rng)
-        if self._sampler.draws_at_start:  # any other may have drawn from the loader's generator on purpose
-            restore_owned(self.loader, owned)
         return iterator
 
     def _continued(self, saved: PassState) -> Iterator[Any]:
@@ -302,14 +312,14 @@ class Stream:
             iterator = self._made()
         elif holder is not None:
             holder.load_state_dict(saved["loader"])
-            iterator = iter(self._reader)
+            iterator = self._workers.read()
         else:
             warn(
                 "replay",
                 f"{self.name} can't be entered in the middle, so {self.consumed} batches are read and dropped to get "
                 "back to where the run stopped. Give the data set state_dict and load_state_dict to avoid that.",
             )
-            iterator = iter(self._reader)
+            iterator = self._workers.read()
             rounds = self.consumed * (self.shared.count if self.shared is not None and _is_list(self.loader) else 1)
             next(islice(iterator, rounds - 1, None), None)
         if self._shares:

@@ -4,6 +4,8 @@
     import pytorch_lightning as pl            import treadle.lightning as pl
     from lightning.pytorch.callbacks import   from treadle.lightning.pytorch.callbacks import
 
+``read_checkpoint`` reads its checkpoints, and ``python -m treadle.lightning convert`` makes ours of them.
+
 Old names live here and nowhere else. One that has no equivalent is an error that says what to use instead.
 """
 
@@ -19,6 +21,7 @@ if TYPE_CHECKING:
     from treadle.data import DataModule as LightningDataModule
     from treadle.fabric import Fabric
     from treadle.lightning import pytorch
+    from treadle.lightning.checkpoints import read_checkpoint
     from treadle.lightning.module import LightningModule
     from treadle.lightning.pytorch import callbacks, loggers, profilers
     from treadle.lightning.seeding import seed_everything
@@ -34,6 +37,7 @@ __all__ = [
     "loggers",
     "profilers",
     "pytorch",
+    "read_checkpoint",
     "seed_everything",
 ]
 

@@ -15,6 +15,7 @@ ROOT: Mapping[str, str] = {
     "LightningDataModule": "treadle.data:DataModule",
     "LightningModule": "treadle.lightning.module:LightningModule",
     "Trainer": "treadle.lightning.trainer:Trainer",
+    "read_checkpoint": "treadle.lightning.checkpoints:read_checkpoint",
     "seed_everything": "treadle.lightning.seeding:seed_everything",
     "fabric": "treadle.lightning.fabric",
     "pytorch": "treadle.lightning.pytorch",

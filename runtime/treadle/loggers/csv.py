@@ -8,11 +8,11 @@ import json
 import os
 import re
 import weakref
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, Literal, TextIO, final
+from typing import IO, Any, Literal, final
 
-from treadle.errors import CheckpointError, ConfigError
+from treadle.errors import CheckpointError, ConfigError, warn
 
 
 @final
@@ -20,7 +20,8 @@ class CSVLogger:
     """One run is one folder: ``save_dir/name/version_N``, made with its first row.
 
     Rows are appended; the file is written anew only when a column is added. A resumed run drops the rows that were
-    written after its checkpoint, so the file ends up as that of a run that never stopped.
+    written after its checkpoint, so the file ends up as that of a run that never stopped. While the disk is full, rows
+    wait in memory, and training goes on.
 
     Args:
         save_dir: Where runs of all names lie.
@@ -36,7 +37,9 @@ class CSVLogger:
         self._folder: Path | None = None
         self._columns: list[str] = []
         self._rows = 0
-        self._file: TextIO | None = None
+        self._waiting: list[dict[str, Any]] = []
+        """Rows that could not be written yet."""
+        self._file: IO[bytes] | None = None
         self._started = False
 
     @property
@@ -70,6 +73,7 @@ class CSVLogger:
         if self._started and self._version is None:
             self._close()
             self._folder, self._columns, self._rows = None, [], 0
+            self._waiting.clear()
         self._started = True
 
     def resume_in(self, folder: Path) -> None:
@@ -77,12 +81,33 @@ class CSVLogger:
         self._folder, self._started = folder, True
 
     def log_metrics(self, metrics: Mapping[str, float], step: int) -> None:
-        row = {"step": step, **metrics}
-        if new := [name for name in row if name not in self._columns]:
-            self._write_anew([*self._columns, *new])
-        csv.writer(self._opened(), lineterminator="\n").writerow([row.get(name, "") for name in self._columns])
-        self._opened().flush()  # for whoever watches the file; a checkpoint waits for the disk as well
-        self._rows += 1
+        self._waiting.append({"step": step, **metrics})
+        try:
+            self._write_waiting()
+        except OSError as error:
+            if len(self._waiting) == 1:
+                warn("not-logged", f"{self.path} can't be written: {error.strerror or error}. Rows wait in memory.")
+
+    def _write_waiting(self) -> None:
+        """For whoever watches the file; a checkpoint waits for the disk as well."""
+        while self._waiting:
+            row = self._waiting[0]
+            if new := [name for name in row if name not in self._columns]:
+                self._write_anew([*self._columns, *new])
+            self._append(_line([row.get(name, "") for name in self._columns]))
+            del self._waiting[0]
+            self._rows += 1
+
+    def _append(self, line: bytes) -> None:
+        """All of it or nothing."""
+        file = self._opened()
+        whole = file.seek(0, os.SEEK_END)
+        try:
+            while line:
+                line = line[file.write(line) :]
+        except OSError:
+            file.truncate(whole)
+            raise
 
     def log_hyperparams(self, params: Mapping[str, Any]) -> None:
         self.log_dir.mkdir(parents=True, exist_ok=True)
@@ -90,15 +115,25 @@ class CSVLogger:
         (self.log_dir / "hparams.json").write_text(text + "\n", encoding="utf-8")
 
     def save(self) -> None:
+        """
+        Raises:
+            OSError: Rows could not be written.
+        """
+        self._write_waiting()
         if self._file is not None:
-            self._file.flush()
             os.fsync(self._file.fileno())
 
     def finalize(self, status: Literal["success", "failed"]) -> None:
+        try:
+            self._write_waiting()
+        except OSError as error:
+            warn("not-logged", f"{self.path} lacks its last {len(self._waiting)} rows: {error.strerror or error}.")
+            self._waiting.clear()
         self._close()
 
     def _close(self) -> None:
         if self._file is not None:
+            self._closes.detach()
             self._file.close()
             self._file = None
 
@@ -116,6 +151,8 @@ class CSVLogger:
         named = str(state["version"])
         if self._folder is None and self._version is None and re.fullmatch(r"\w[\w.=-]*", named):  # no way out of here
             self._folder = self.save_dir / self.name / named
+        for half in self.log_dir.glob(".metrics.csv.*.partial"):  # of a process that was killed while it wrote
+            half.unlink(missing_ok=True)
         rows = self._read()[: state["rows"]]
         if len(rows) < state["rows"]:
             raise CheckpointError(
@@ -130,15 +167,14 @@ class CSVLogger:
         else:  # rows that a killed run wrote after its checkpoint
             self.path.unlink(missing_ok=True)
 
-    def _opened(self) -> TextIO:
+    def _opened(self) -> IO[bytes]:
         if self._file is None:
-            self._file = self.path.open("a", newline="", encoding="utf-8")
-            weakref.finalize(self, self._file.close)  # in a loop of somebody's own, who says when a run is over?
+            self._file = self.path.open("ab", buffering=0)
+            # In a loop of somebody's own, who says when a run is over?
+            self._closes = weakref.finalize(self, self._file.close)
         return self._file
 
     def _read(self) -> list[dict[str, str]]:
-        if self._file is not None:
-            self._file.flush()
         if not self.path.exists():
             return []
         # A killed process may leave half a row; it came after the last checkpoint, or it would have been flushed.
@@ -150,14 +186,22 @@ class CSVLogger:
         self._close()
         self.log_dir.mkdir(parents=True, exist_ok=True)
         partial = self.path.with_name(f".metrics.csv.{os.getpid()}.partial")
-        with partial.open("w", newline="", encoding="utf-8") as file:
-            writer = csv.writer(file, lineterminator="\n")
-            writer.writerow(columns)
-            writer.writerows([row.get(name) or "" for name in columns] for row in rows)
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(self.path)
+        try:
+            with partial.open("wb") as file:
+                file.write(_line(columns))
+                file.writelines(_line([row.get(name) or "" for name in columns]) for row in rows)
+                file.flush()
+                os.fsync(file.fileno())
+            partial.replace(self.path)
+        finally:
+            partial.unlink(missing_ok=True)
         self._columns = columns
+
+
+def _line(values: Iterable[Any]) -> bytes:
+    text = io.StringIO(newline="")
+    csv.writer(text, lineterminator="\n").writerow(values)
+    return text.getvalue().encode()
 
 
 def _with_text_keys(value: Any) -> Any:

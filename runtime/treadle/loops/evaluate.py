@@ -35,7 +35,7 @@ TEST = Stage("test", "test", "test_step")
 PREDICT = Stage("predict", "predict", "predict_step")
 
 
-class BrokenOff(Exception):  # noqa: N818 - nothing went wrong
+class BrokenOff(Exception):
     """An evaluation was asked to end between two batches."""
 
 

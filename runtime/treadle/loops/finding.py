@@ -6,10 +6,13 @@ import os
 import re
 from pathlib import Path
 
-from treadle.checkpoint import read
+from treadle.checkpoint import Checkpoint, read
+from treadle.checkpoint.remote import is_remote, location
 from treadle.errors import CheckpointError
 
 LAST = "last.ckpt"
+PREVIOUS = "previous.ckpt"
+"""The state before that of ``LAST``, for the day when that can't be read."""
 FOLDER = "checkpoints"
 
 
@@ -25,7 +28,7 @@ def find(
         CheckpointError: There is no such checkpoint.
     """
     if ckpt_path not in ("last", "best", "auto"):
-        return None if ckpt_path is None else Path(ckpt_path)
+        return None if ckpt_path is None else location(ckpt_path)
     try:
         last = newest_state(runs, own_folders)
     except CheckpointError:
@@ -53,31 +56,60 @@ def newest_state(runs: Path, own_folders: list[Path]) -> Path | None:
         CheckpointError: The newest run was ended before its first checkpoint.
     """
     for folder in own_folders:
-        if (folder / LAST).is_file():
-            return folder / LAST
+        if (state := state_in(folder)) is not None:
+            return state
     trained = [path for path in _by_version(runs) if (path / FOLDER).is_dir()]
     if not trained:
         return None
-    newest, *older = [path / FOLDER / LAST for path in reversed(trained)]
-    if newest.is_file():
-        return newest
-    with_state = next((path for path in older if path.is_file()), None)
+    newest, *older = [path / FOLDER for path in reversed(trained)]
+    if (state := state_in(newest)) is not None:
+        return state
+    with_state = next((state for folder in older if (state := state_in(folder)) is not None), None)
+    failed = newest / EXCEPTION
+    others = [f"resume an older run: ckpt_path={with_state}"] if with_state else []
+    others += [f"go on from where it failed: ckpt_path={failed}"] if failed.exists() else []
     raise CheckpointError(
-        f"{newest.parent.parent} was ended before its first checkpoint.",
-        why=f'"last" is the newest state of the newest run, and {newest} was not written yet.',
-        fix="start anew, without ckpt_path"
-        + (f", or resume an older run: ckpt_path={with_state}" if with_state else "."),
+        f"{newest.parent} was ended before its first checkpoint.",
+        why=f'"last" is the newest state of the newest run, and {newest / LAST} was not written yet.',
+        fix=", or ".join(["start anew, without ckpt_path", *others]) + ("" if others else "."),
     )
 
 
+def state_in(folder: Path) -> Path | None:
+    """The newest state of the run that writes to ``folder``; None before its first."""
+    return next((folder / name for name in (LAST, PREVIOUS) if (folder / name).exists()), None)
+
+
+def state_beside(damaged: Path) -> tuple[Path, Checkpoint] | None:
+    """The newest state beside ``damaged`` that can be read and resumed: by its counters, since the clock that dates files
+    may have been set back."""
+    newest: tuple[Path, Checkpoint] | None = None
+    for path in damaged.parent.glob("*.ckpt"):
+        if path.name in (damaged.name, EXCEPTION) or _is_same(path, damaged):
+            continue
+        try:
+            state = read(path)
+        except CheckpointError:
+            continue
+        if "stream" in state and (newest is None or _position(state) > _position(newest[1])):
+            newest = path, state
+    return newest
+
+
+def _position(state: Checkpoint) -> tuple[int, int]:
+    return state["progress"]["batches"], state["progress"]["epoch"]
+
+
+EXCEPTION = "exception.ckpt"
+"""Saved in the middle of a batch: not a state to go on from bit for bit."""
 JOB = "job"
 """A file beside the checkpoints of a run: the scheduler's job that runs it, where there is one."""
 
 
 def state_of_job(runs: Path, own_folders: list[Path], job: str) -> Path | None:
-    """``last.ckpt`` of the newest run that ``job`` has begun; None before its first checkpoint."""
+    """The newest state of the newest run that ``job`` has begun; None before its first checkpoint."""
     folders = [*(path / FOLDER for path in _by_version(runs)), *own_folders]
-    mine = [folder / LAST for folder in folders if _job_of(folder) == job and (folder / LAST).is_file()]
+    mine = [state for folder in folders if _job_of(folder) == job and (state := state_in(folder)) is not None]
     return mine[-1] if mine else None
 
 
@@ -105,11 +137,15 @@ def best_state(last: Path) -> Path:
 
 def is_newest_state(path: Path) -> bool:
     """Whether ``path`` is where its run stands: resuming it continues that run, resuming another one branches off."""
-    last = path.parent / LAST
-    if last.is_file():
-        return path.samefile(last)
-    others = [other for other in path.parent.glob("*.ckpt") if other != path]
-    return all(path.stat().st_mtime_ns >= other.stat().st_mtime_ns for other in others)
+    newest = state_in(path.parent)
+    if newest is not None:
+        return _is_same(path, newest)
+    other = state_beside(path)
+    return other is None or _position(other[1]) <= _position(read(path))
+
+
+def _is_same(path: Path, other: Path) -> bool:
+    return path == other or (path.exists() and other.exists() and not is_remote(path) and path.samefile(other))
 
 
 def _by_version(runs: Path) -> list[Path]:

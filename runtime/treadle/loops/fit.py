@@ -11,72 +11,24 @@ import torch
 from torch import Tensor
 
 from treadle.callbacks.hooks import profiled
-from treadle.collectives import Ranks
-from treadle.data.stream import Batches, StreamState, evaluation_streams, no_batch
-from treadle.errors import ModuleError, warn
+from treadle.data.fingerprint import fingerprint
+from treadle.data.stream import Batches, evaluation_streams, no_batch
+from treadle.errors import CheckpointError, ModuleError, warn
 from treadle.loops.agreement import Agreement
 from treadle.loops.evaluate import VALIDATE, BrokenOff, evaluate
 from treadle.loops.loading import Loaders
+from treadle.loops.moments import BeforeValidation, Resumed, spread_rng
 from treadle.loops.optimization import Optimization
 from treadle.loops.run import Run
 from treadle.loops.scheduling import step_schedules
 from treadle.loops.settings import Duration, Rhythm, Stepping
 from treadle.loops.transfer import transfer_for
 from treadle.loops.validating import ValidationRhythm
-from treadle.metric_objects import load_metric_states, metric_states
-from treadle.metrics import Logbook, SlotState, scope_of
+from treadle.metrics import Logbook, scope_of
 from treadle.optim import Schedule
-from treadle.seeding import RNGState, capture_rng, isolated_rng, restore_rng, seed_host
+from treadle.seeding import isolated_rng
 from treadle.signals import Asked
 from treadle.strategies import FollowsFreezing
-
-
-@dataclass(frozen=True)
-class Resumed:
-    """The moment a run was saved."""
-
-    rng: RNGState
-    metrics: Sequence[SlotState]
-    metric_objects: dict[str, dict[str, Any]]
-    spread: bool = False
-    """Saved on another number of ranks: each has yet to get random numbers of its own."""
-
-    def restore(self, book: Logbook, run: Run) -> None:
-        """Put generators and accumulators back, whatever hooks have drawn and logged since."""
-        restore_rng(self.rng)
-        if self.spread:
-            spread_rng(run.fabric.ranks, run.fabric.strategy.share.index, run.fabric.device)
-        book.load_state_dict(self.metrics, run.fabric.device)
-        load_metric_states(run.module, self.metric_objects, run.fabric.device)
-
-
-@dataclass(frozen=True)
-class BeforeValidation:
-    """What a validation moves, as it was before."""
-
-    rng: RNGState
-    streams: Sequence[StreamState]
-    metric_objects: dict[str, dict[str, Any]]
-    loggers: Sequence[dict[str, Any]]
-
-    @classmethod
-    def of(cls, run: Run, streams: Sequence[Batches]) -> BeforeValidation:
-        return cls(
-            rng=capture_rng(run.fabric.device),
-            streams=[stream.state_dict() for stream in streams],
-            metric_objects=metric_states(run.module),
-            loggers=[logger.state_dict() for logger in run.own_loggers],
-        )
-
-    def restore(self, run: Run, streams: Sequence[Batches]) -> None:
-        for stream, state in zip(streams, self.streams, strict=True):
-            stream.close()
-            stream.load_state_dict(state)
-        load_metric_states(run.module, self.metric_objects, run.fabric.device)
-        for logger, before in zip(run.own_loggers, self.loggers, strict=True):
-            if logger.state_dict() != before:  # rows of single batches
-                logger.load_state_dict(before)
-        restore_rng(self.rng)
 
 
 @dataclass
@@ -98,8 +50,13 @@ class FitLoop:
     stepping: Stepping
     resumed: Resumed | None = None
     """For a resumed run: what hooks of its start must leave no trace in."""
+    data: dict[str, str] = field(default_factory=dict)
+    """A fingerprint of the training data, under ``train``."""
+    saved_data: dict[str, str] = field(default_factory=dict)
+    """The same when a resumed run was saved."""
     asked: Asked = field(default_factory=Asked)
     """A signal that asks the run to end."""
+    begun: bool = False
     _validated_at: float | None = None
     """On the clock of ``ValidationRhythm``, which is made anew with new loaders."""
 
@@ -112,7 +69,7 @@ class FitLoop:
             while there is something left to train:
                 train an epoch
         """
-        run = self.run
+        run, self.begun = self.run, True
         self.agreement = Agreement(run.fabric.ranks, lambda: (run.should_stop, self.asked.number))
         run.progress.now = self.agreement.now
         if self.resumed is None:
@@ -216,12 +173,28 @@ class FitLoop:
     def open_stream(self) -> None:
         """The training data, and what depends on how much there is."""
         self.stream: Batches = self.loaders.train
+        self.look_at_data()
         self.book.batch_size = self.stream.batch_size
         self.validation = ValidationRhythm(self.rhythm, self.stream.length, self.run.progress.now, self._validated_at)
         self._opened_in = self.run.progress.epoch
         self._started_at = -1
         if self._validated_at is None:
             self._validated_at = self.validation.validated()
+
+    def look_at_data(self) -> None:
+        """
+        Raises:
+            CheckpointError: A resumed run would go on in other data.
+        """
+        found, saved = fingerprint(self.stream.loader, self.run.datamodule), self.saved_data
+        self.data, self.saved_data = {} if found is None else {"train": found}, {}
+        changes = self.rhythm.reload_dataloaders_every_n_epochs  # and is meant to
+        if found is not None and saved.get("train", found) != found and not changes:
+            raise CheckpointError(
+                f"the training data changed since the run was saved: {saved['train']} then, {found} now.",
+                why="a resumed run goes on in the middle of its data, and these are others.",
+                fix="bring the data back, or start a new run from the weights: MyModule.load_from_checkpoint(path).",
+            )
 
     def start_epoch(self) -> Iterable[Any]:
         """The batches that are left of the epoch. In a resumed run, hooks that run again leave no trace: those of the
@@ -262,8 +235,8 @@ class FitLoop:
             savepoint
         """
         run, progress = self.run, self.run.progress
-        if progress.window:
-            self.close_window()
+        if progress.window and not self.close_window():
+            return self.break_off()
         ended_as_known = progress.batch == self.stream.length
         if not ended_as_known and not progress.validating:
             step_schedules(self.schedules, run, interval="epoch", on_plateau=False)
@@ -286,23 +259,24 @@ class FitLoop:
         for listener in run.hooks["on_savepoint"]:
             listener(final)
 
-    def close_window(self) -> None:
+    def close_window(self) -> bool:
         """The epoch ends inside an accumulation window, which nobody could know before or a hook decided: step on what
-        there is, with everything that follows a step."""
+        there is, with everything that follows a step. Returns whether the epoch goes on to its end."""
         run, progress = self.run, self.run.progress
         taken = progress.global_step
         self.book.scope = scope_of("training_step")
         self.optimization.close_window(self.window(progress.batch - 1)[0], progress.batch - 1)
         if progress.global_step == taken:
-            return
+            return True
         if progress.global_step % self.rhythm.log_every_n_steps == 0:
             run.write(run.take_step_row(self.book), step=taken)
-        if self.validation.inside and self.validation.after_step(progress):
-            self.validate()
-        step_schedules(self.schedules, run, interval="step", on_plateau=True)
+        whole = not (self.validation.inside and self.validation.after_step(progress)) or self.validate()
+        if whole:
+            step_schedules(self.schedules, run, interval="step", on_plateau=True)
         self.book.scope = None
         for listener in run.hooks["on_savepoint"]:
-            listener(False)
+            listener(not whole)
+        return whole
 
     def finish_epoch(self) -> None:
         """A resumed run was over when its last batch was saved: what follows that savepoint is still to do."""
@@ -432,20 +406,6 @@ class FitLoop:
         if self.run.fabric.world_size > 1:
             self.agreement.reach()
         return self.should_stop() or self.run.progress.epoch >= self.duration.epochs or self.stream.length == 0
-
-
-def spread_rng(ranks: Ranks, index: int, device: torch.device) -> None:
-    """Give each rank random numbers of its own, which follow from rank 0's and from ``index``, that of its share of the
-    data: ranks of one share draw the same. Collective."""
-    if ranks.size == 1:
-        return
-    start = ranks.broadcast(capture_rng(device))
-    if ranks.rank:
-        restore_rng({**start, "device": {str(device): rng for rng in start["device"].values()}})
-    if index:
-        seed = int(torch.empty((), dtype=torch.int64).random_(2**48)) + index
-        torch.manual_seed(seed)
-        seed_host(seed)
 
 
 def as_mapping(outputs: Any) -> Any:

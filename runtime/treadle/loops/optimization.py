@@ -13,7 +13,8 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from treadle.callbacks.hooks import profiled
-from treadle.errors import ModuleError, TrainingError, warn
+from treadle.callbacks.step_guard import guards_among
+from treadle.errors import ConfigError, ModuleError, TrainingError, warn
 from treadle.loops.calling import Step, bind
 from treadle.loops.micro_batches import InParts
 from treadle.loops.run import Run
@@ -115,6 +116,9 @@ class AutomaticOptimization:
         self._clears_early = not (self._before_zero_grad or self._own_zero_grad or self._with_closure)
         self._before_backward, self._after_backward = hooks["on_before_backward"], hooks["on_after_backward"]
         self._before_step = hooks["on_before_optimizer_step"]
+        self._guards = guards_among(run.module.trainer.callbacks)
+        if self._guards and self._with_closure:
+            raise _guarded_closure(self._guards[0], run.module, self.optimizer)
         self._stepped = False
         self._weighs: bool | None = None
         """Whether batches have weights: all of them or none."""
@@ -140,7 +144,12 @@ class AutomaticOptimization:
         """
         if closes and self._with_closure:
             return self.train_by_closure(batch, batch_idx, planned)
+        if self._guards and self.progress.window == 0:
+            for guard in self._guards:
+                guard.before_window(self.module.trainer, self.module)
         outputs = self.accumulate(batch, batch_idx, planned, closes)
+        for guard in self._guards:
+            guard.after_backward(self.module.trainer, outputs, batch_idx)
         if closes:
             self.close_window(planned, batch_idx)
         return outputs
@@ -251,10 +260,18 @@ class AutomaticOptimization:
             return None
         if self._with_closure:  # the epoch ended inside a window: what is left to compute is little
             return self.step_by_closure(lambda: self.finish_gradients(planned), batch_idx)
+        if self._guards and not self.may_step(self.optimizer):
+            self.optimizer.zero_grad()
+            self.progress.window = 0
+            return None
         self.finish_gradients(planned)
         self._step(self.optimizer)
         self.progress.window = 0
         self.count_step()
+
+    def may_step(self, optimizer: Optimizer) -> bool:
+        allowed = [guard.allows_step(self.module.trainer, self.module, optimizer) for guard in self._guards]
+        return all(allowed)
 
     def finish_gradients(self, planned: int) -> None:
         """Everything between the last backward and the step."""
@@ -437,6 +454,16 @@ def _closure_and_window(optimizer: Optimizer | None) -> ModuleError:
         f"{type(optimizer).__name__} evaluates the loss of a step more than once, with accumulate_grad_batches > 1.",
         why="only the window's last batch can be computed again; the gradients of the others would be wrong then.",
         fix="accumulate_grad_batches=1, and a larger batch_size.",
+    )
+
+
+def _guarded_closure(guard: object, module: object, optimizer: Optimizer | None) -> ConfigError:
+    closes = optimizer is not None and needs_closure(optimizer)
+    whose = f"{type(optimizer).__name__} evaluates its loss" if closes else f"{type(module).__name__} steps by itself"
+    return ConfigError(
+        f"{type(guard).__name__} may leave a step out, and {whose} (optimizer_step).",
+        why="gradients are computed inside of the step there, where it is too late to leave it out.",
+        fix='SpikeDetection(on_spike="stop"); or another optimizer, and a scheduler in place of optimizer_step.',
     )
 
 

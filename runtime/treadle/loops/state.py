@@ -18,14 +18,16 @@ from treadle.data import DataModule
 from treadle.errors import CheckpointError, warn
 from treadle.hyperparameters import plain_hyperparameters
 from treadle.loggers import Logger
-from treadle.loops.fit import FitLoop, Resumed
+from treadle.loops.fit import FitLoop
+from treadle.loops.moments import Resumed
 from treadle.loops.run import Run
 from treadle.metric_objects import metric_states
 from treadle.metrics import SlotState
 from treadle.module import Module, class_name, load_weights
 from treadle.optim import Optimizers
 from treadle.seeding import capture_rng
-from treadle.strategies.sharding import load_whole_optimizer_state, part_like, whole
+from treadle.strategies.sharding import load_whole_optimizer_state, parts_like, saves_shards, whole
+from treadle.strategies.stored import StoredDict
 from treadle.version import __version__
 
 
@@ -44,7 +46,7 @@ class Parts:
 def checkpoint_of(parts: Parts, *, weights_only: bool) -> Checkpoint:
     """The state of the run now, the same from any strategy. Tensors are the live ones: write it before training goes on.
 
-    Collective; on ranks other than 0 it is not whole.
+    Collective; on ranks other than 0 it is not whole. With a strategy that saves shards, each rank has its parts.
     """
     run, module = parts.run, parts.run.module
     progress = run.progress
@@ -85,7 +87,10 @@ def checkpoint_of(parts: Parts, *, weights_only: bool) -> Checkpoint:
                 checkpoint["stream"] = dict(stream)
     run.hooks.call(None, "on_save_checkpoint", checkpoint)
     ranks = run.fabric.ranks
-    if run.fabric.strategy.in_lockstep:
+    if saves_shards(run.fabric.strategy):  # what is sent to rank 0 below is whole
+        small = {name: checkpoint[name] for name in OWN if name in checkpoint and name != "gradients"}  # type: ignore[literal-required]
+        checkpoint = cast(Checkpoint, {**checkpoint, **whole(small)})
+    else:
         checkpoint = whole(checkpoint, keep=ranks.rank == 0)
     if ranks.size > 1 and not weights_only:
         shared = run.fabric.strategy.in_lockstep or not progress.window  # gradients that are the same on all
@@ -149,13 +154,22 @@ def logger_keys(loggers: Sequence[Logger]) -> list[tuple[str, Logger]]:
 
 
 def restore_model(parts: Parts, checkpoint: Checkpoint) -> None:
-    """What is needed to evaluate: weights, the data's state and the counters."""
+    """What is needed to evaluate: weights, unless they are to be loaded when the module is placed, the data's state and the
+    counters."""
     run = parts.run
     run.module.on_load_checkpoint(checkpoint)  # type: ignore[arg-type]  # what it changes there is what is loaded
-    load_weights(run.module, checkpoint)
+    if not loads_when_placed(run.module, checkpoint):
+        load_weights(run.module, checkpoint)
     if parts.datamodule is not None and "datamodule" in checkpoint:
         parts.datamodule.load_state_dict(checkpoint["datamodule"])
     run.progress.load_state_dict(checkpoint["progress"])
+
+
+def loads_when_placed(module: Module, checkpoint: Checkpoint) -> bool:
+    """Whether ``module``, which is not placed yet, is to be given its weights afterwards: it has nowhere to load them into
+    (the meta device), or they lie in shards, of which each rank then reads its part only."""
+    stored = isinstance(checkpoint["state_dict"], StoredDict)
+    return stored or any(parameter.is_meta for parameter in module.parameters())
 
 
 def warn_of_changes(parts: Parts, checkpoint: Checkpoint) -> None:
@@ -207,12 +221,14 @@ def restore_training(parts: Parts, checkpoint: Checkpoint) -> None:
             optimizer.__dict__["_opt_called"] = True
     for schedule, saved in zip(optimizers.schedules, checkpoint["lr_schedulers"], strict=True):
         schedule.scheduler.load_state_dict(saved)
-    for name, parameter in run.module.named_parameters():
-        if name in checkpoint["gradients"]:
-            parameter.grad = part_like(checkpoint["gradients"][name], parameter).to(parameter.device)
+    parameters = dict(run.module.named_parameters())
+    for name, gradient in parts_like(checkpoint["gradients"], parameters).items():
+        if name in parameters:
+            parameters[name].grad = gradient.to(parameters[name].device)
     run.fabric.precision.load_state_dict(checkpoint["precision"])
     loop.optimization.load_state_dict(checkpoint["optimization"])  # type: ignore[arg-type]
-    loop.loaders.resume(checkpoint["stream"], checkpoint["validation"])  # type: ignore[arg-type]
+    if checkpoint["stream"]:  # else at the start of an epoch, with whatever loaders
+        loop.loaders.resume(checkpoint["stream"], checkpoint["validation"])  # type: ignore[arg-type]
     run.results.load_state_dict(checkpoint["results"])  # type: ignore[arg-type]
     spread = (len(checkpoint.get("ranks", [])) or 1) != run.fabric.ranks.size
     loop.resumed = Resumed(checkpoint["rng"], checkpoint["metrics"], checkpoint["metric_objects"], spread)

@@ -17,7 +17,7 @@ from treadle.errors import ConfigError
 from treadle.precision import Precision
 from treadle.strategies.base import Share
 from treadle.strategies.initializing import Starting
-from treadle.strategies.sharding import is_sharded
+from treadle.strategies.sharding import StateDictType, is_sharded, state_dict_type_of
 from treadle.strategies.wrapping import Classes, Policy, checkpointed, recompute, roots_of, units_of
 
 if TYPE_CHECKING:
@@ -46,6 +46,12 @@ class FSDP:
         activation_checkpointing: Classes whose forward pass is computed again in the backward pass, to save its
             activations; True: the units; or a policy of ``torch.utils.checkpoint`` that decides for each operation of
             the units.
+        state_dict_type: How checkpoints are saved: ``full``, gathered by rank 0 to one file; ``sharded``, each rank writes
+            its parts, all at once and without gathering, to a folder that all of them must see. Either is read by any
+            strategy on any number of ranks; ``python -m treadle.checkpoint consolidate`` makes one file of it.
+
+    Raises:
+        ConfigError: There is no such ``state_dict_type``.
     """
 
     name = "fsdp"
@@ -58,8 +64,10 @@ class FSDP:
         reshard_after_forward: bool | int = True,
         cpu_offload: bool = False,
         activation_checkpointing: bool | Classes | Policy | None = None,
+        state_dict_type: StateDictType = "full",
     ) -> None:
         self.share = Share()
+        self.state_dict_type = state_dict_type_of(state_dict_type)
         self._sharder = Sharder(
             wrap=wrap,
             reshard_after_forward=reshard_after_forward,

@@ -15,6 +15,7 @@ from treadle.errors import ConfigError, nearest
 from treadle.precision import Precision
 from treadle.strategies.base import Share
 from treadle.strategies.fsdp import Sharder
+from treadle.strategies.sharding import StateDictType, state_dict_type_of
 from treadle.strategies.wrapping import Classes, Policy
 
 if TYPE_CHECKING:
@@ -44,10 +45,11 @@ class Mesh:
             each has some of the inputs, as ``colwise`` leaves them, and the outputs are added up; ``sequence``: a norm
             whose input is split along dimension 1. Or an object of ``torch.distributed.tensor.parallel.ParallelStyle``.
             A module that reshapes to heads must leave their number to -1: a rank has its part of them.
-        wrap, reshard_after_forward, cpu_offload, activation_checkpointing: As for :class:`~treadle.strategies.FSDP`.
+        wrap, reshard_after_forward, cpu_offload, activation_checkpointing, state_dict_type: As for
+            :class:`~treadle.strategies.FSDP`.
 
     Raises:
-        ConfigError: A size is none; several are ``"auto"``; a style is unknown.
+        ConfigError: A size is none; several are ``"auto"``; a style is unknown; so is the ``state_dict_type``.
     """
 
     name = "mesh"
@@ -64,10 +66,12 @@ class Mesh:
         reshard_after_forward: bool | int = True,
         cpu_offload: bool = False,
         activation_checkpointing: bool | Classes | Policy | None = None,
+        state_dict_type: StateDictType = "full",
     ) -> None:
         self.sizes: dict[str, Size] = {"data": data, "shard": shard, "tensor": tensor}
         self.plan = dict(plan or {})
         self.share = Share()
+        self.state_dict_type = state_dict_type_of(state_dict_type)
         self._check()
         self._sharder = Sharder(
             wrap=wrap,
