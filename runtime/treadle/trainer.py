@@ -342,12 +342,13 @@ class Trainer(Readings):
             parts.loop.asked, asked.at_work = asked, True
             with torch.autograd.set_detect_anomaly(True) if self.numerics.detect_anomaly else nullcontext():
                 parts.loop()
-            signal = parts.loop.agreement.signal
+            asked.at_work, signal = False, parts.loop.agreement.signal
             if signal:
                 self._make_way(signal)
             parts.run.hooks.call(None, "on_fit_end")
             if signal == signals.SIGINT:
                 raise KeyboardInterrupt
+        signal = signal or (asked.number if self.world_size == 1 else 0)
         if signal:  # a rank that another process of ours waits for has not failed
             waited_for = self.fabric.world.environment == "ours" and not self.is_global_zero
             raise SystemExit(0 if waited_for else 128 + signal)
@@ -492,6 +493,11 @@ class Trainer(Readings):
         assert self._parts is not None
         assert self._checkpointing is not None
         return self._checkpointing.state(self._parts, weights_only=weights_only)
+
+    @property
+    def continues(self) -> bool:
+        """The fit goes on with the run that it resumes, in its folders; else it began anew, or branched off."""
+        return self._continues
 
     @property
     def lineage(self) -> Lineage:

@@ -55,7 +55,7 @@ class TestTheDefaultRun:
         assert "val_accuracy" in (version / "metrics.csv").read_text().splitlines()[0]
         assert "learning_rate: 0.003" in (version / "config.yaml").read_text()
         assert (version / "checkpoints/last.ckpt").is_file()
-        assert len(list((version / "checkpoints").iterdir())) == 2
+        assert len(list((version / "checkpoints").iterdir())) == 3, "and the one before the last"
 
     def test_is_not_warned_about(self, trained: Path, in_project: Run) -> None:
         """Nothing in the output is a warning: what is shipped is how it should be done."""

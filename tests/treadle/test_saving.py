@@ -386,7 +386,7 @@ class TestLineage:
         (repository / "new.py").write_text("one\n")
         fitted(make_trainer(default_root_dir=tmp_path))
         diff = tmp_path / "runs/version_0/uncommitted.diff"
-        assert "# not in git: new.py" in diff.read_text()
+        assert "# not in git: 'new.py'" in diff.read_text()
         first = read(tmp_path / FOLDER / "last.ckpt")["lineage"]["uncommitted"]
         (repository / "train.py").write_text("rate = 1\n")
         git(repository, "apply", str(diff))

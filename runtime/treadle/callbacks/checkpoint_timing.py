@@ -47,7 +47,7 @@ class Timing:
 
     def is_saved(self, progress: Progress) -> bool:
         """The state of now was saved already."""
-        return self.saved_at == (progress.epoch, progress.batches)
+        return self.saved_at == (progress.epoch, progress.batches) and self._validated == progress.validated
 
     def due(self, progress: Progress) -> bool:
         epoch_over, validated = progress.batch == 0, progress.validated == progress.batches

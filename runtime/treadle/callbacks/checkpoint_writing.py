@@ -7,6 +7,7 @@ import os
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, final
 
@@ -47,6 +48,7 @@ class _Outcome:
     done: list[Path] = field(default_factory=list)
     error: str = ""
     told: bool = False
+    is_safe: bool = False
 
 
 @final
@@ -85,7 +87,6 @@ class Writer:
             try:
                 trainer.flush_loggers()
                 contents = {kind: plain(dict(state), "checkpoint") for kind, state in states.items()}
-                _require_space(savings, contents)
                 if behind:
                     copies = self._staging.copy(contents)
                     self._background.start(lambda: self._write(trainer, copies))
@@ -148,6 +149,11 @@ class Writer:
         return self._outcome.error
 
     @property
+    def is_safe(self) -> bool:
+        """There is a file with the newest state, all of it."""
+        return not self.error or self._outcome.is_safe
+
+    @property
     def has_news(self) -> bool:
         """What was written behind training is done, on the rank that writes."""
         return self._background.is_over
@@ -176,6 +182,9 @@ class Writer:
 
     def _close(self, trainer: Trainer) -> None:
         done = self._outcome.done
+        whole = [path for saving in self._savings if not saving.weights_only for path in (saving.kept, saving.last)]
+        whole = [path for path in whole if path is not None]
+        self._outcome.is_safe = not whole or any(path in done for path in whole)
         if trainer.is_global_zero:
             self._tell()
         savings, self._savings = self._savings, ()
@@ -188,7 +197,10 @@ class Writer:
         if not self._outcome.error or self._outcome.told:
             return
         self._outcome.told = True
-        path = next(path for saving in self._savings for path in (saving.kept, saving.last) if path is not None)
+        paths = [path for saving in self._savings for path in (saving.kept, saving.last) if path is not None]
+        if not paths:  # nothing was to be saved
+            return
+        path = next((path for path in paths if path not in self._outcome.done), paths[0])
         warn("not-saved", f"{path} was not saved: {self.error}. Training goes on; older checkpoints are intact.")
 
     def _write(self, trainer: Trainer, contents: Mapping[bool, Any], written: dict[bool, Path] | None = None) -> None:
@@ -203,6 +215,7 @@ class Writer:
             if saving.weights_only in written:
                 link(written[saving.weights_only], path)
             else:
+                _require_space(path, contents[saving.weights_only])
                 write(path, contents[saving.weights_only])
                 written[saving.weights_only] = path
             note(path, saving)
@@ -220,6 +233,7 @@ class Writer:
                 return put(path, saving)
             # Until the new state is whole, there are two before it.
             new = path.with_name(f".{path.name}.{os.getpid()}.new.partial")
+            _require_space(new, contents[saving.weights_only])
             try:
                 write(new, contents[saving.weights_only])
                 link(path, previous)
@@ -231,32 +245,42 @@ class Writer:
 
         for saving in self._savings:
             if saving.kept is not None:
-                put(saving.kept, saving)
+                self._try(partial(put, saving.kept, saving))
         for saving in self._savings:
             if saving.last is not None:
-                put_last(saving.last, saving.previous, saving)
-        for path in (path for saving in self._savings for path in saving.displaced):
-            if path != trainer.ckpt_path:  # which the user named to start from
-                remove(path)
+                self._try(partial(put_last, saving.last, saving.previous, saving))
+        for saving in self._savings:
+            for path in saving.displaced if saving.kept in done else ():
+                if not _is(path, trainer.ckpt_path):  # which the user named to start from
+                    self._try(partial(remove, path))
+
+    def _try(self, work: Callable[[], None]) -> None:
+        """One folder that fails doesn't keep the others from what is theirs."""
+        try:
+            work()
+        except OSError as error:
+            self._outcome.error = _in_words(error)
+
+
+def _is(path: Path, other: Path | None) -> bool:
+    return path == other or (other is not None and not is_remote(other) and path.absolute() == other.absolute())
 
 
 def _first_path(savings: Sequence[Saving], weights_only: bool) -> Path:
     return next(p for s in savings if s.weights_only == weights_only for p in (s.kept, s.last) if p is not None)
 
 
-def _require_space(savings: Sequence[Saving], contents: Mapping[bool, Any]) -> None:
+def _require_space(path: Path, content: Any) -> None:
     """
     Raises:
         OSError: The disk has less than what will be written: nothing is begun then.
     """
-    for kind, content in contents.items():
-        path = _first_path(savings, kind)
-        if is_remote(path):
-            continue
-        path.parent.mkdir(parents=True, exist_ok=True)
-        needed, free = _size(content), shutil.disk_usage(path.parent).free
-        if free < needed:
-            raise OSError(errno.ENOSPC, f"{os.strerror(errno.ENOSPC)}: {needed:,} bytes needed, {free:,} are free")
+    if is_remote(path):
+        return
+    path.parent.mkdir(parents=True, exist_ok=True)
+    needed, free = _size(content), shutil.disk_usage(path.parent).free
+    if free < needed:
+        raise OSError(errno.ENOSPC, f"{os.strerror(errno.ENOSPC)}: {needed:,} bytes needed, {free:,} are free")
 
 
 def _size(content: Any) -> int:

@@ -19,7 +19,7 @@ from treadle.callbacks.checkpoint_timing import Timing, rhythm
 from treadle.callbacks.checkpoint_writing import Saving, Writer, require_one_rank
 from treadle.checkpoint import exists, remove
 from treadle.checkpoint.folder import tidy
-from treadle.checkpoint.remote import location
+from treadle.checkpoint.remote import is_remote, location
 from treadle.checkpoint.retention import Retention
 from treadle.errors import CheckpointError, ConfigError, TrainingError
 from treadle.progress import Progress
@@ -134,6 +134,8 @@ class ModelCheckpoint(Callback):
         self._displaced: list[str] = []
         self._kept_for_good: list[str] = []
         self._exception_path = ""
+        self._strangers: list[str] = []
+        """What was in the folder before the run began."""
         self._writer = Writer()
         self._together: Sequence[ModelCheckpoint] = ()
         """All of the Trainer's, for the first of them."""
@@ -224,8 +226,12 @@ class ModelCheckpoint(Callback):
         trainer.fabric.ranks.from_rank_zero(lambda: trainer.claim_folder(folder))
         others = trainer.checkpoint_callbacks
         self._together = others if others[0] is self else ()
-        self._neighbours = [c for c in others if c is not self and c.folder_in(trainer.run_folder) == folder]
-        # A run that branches off writes elsewhere; the files it comes from are not its own.
+        self._neighbours = [
+            c for c in others if c is not self and _one(c.folder_in(trainer.run_folder)) == _one(folder)
+        ]
+        if not trainer.continues:  # what was there before, in a folder that runs share, is not this run's
+            self._resumed, self._retention.kept, self._displaced, self._kept_for_good = False, {}, [], []
+            self._strangers = sorted(path.name for path in folder.glob(f"*{self.FILE_EXTENSION}"))
         known = len(self._retention.kept)
         self._retention.kept = {n: s for n, s in self._retention.kept.items() if self._is_own(n)}
         if self._resumed and trainer.is_global_zero:
@@ -270,10 +276,14 @@ class ModelCheckpoint(Callback):
         savings = [saving for callback in together if (saving := callback._saving(trainer, final))]
         if savings:
             writer.carry_out(trainer, savings, behind=all(callback.save_async for callback in together))
-        if not final:
-            return
+        if final:
+            self._require_saved(trainer)
+
+    def _require_saved(self, trainer: Trainer) -> None:
+        """The newest state is on disk when this returns."""
+        writer = self._writer
         writer.settle(trainer)
-        if writer.error:
+        if not writer.is_safe:
             raise CheckpointError(
                 f"the run has ended, and its last state was not saved: {writer.error}.",
                 why="what was trained since the last checkpoint would be lost with this process.",
@@ -282,6 +292,7 @@ class ModelCheckpoint(Callback):
 
     def on_train_end(self, trainer: Trainer, module: Module) -> None:
         self._trains = False
+        self._require_saved(trainer)
 
     def on_exception(self, trainer: Trainer, module: Module, exception: BaseException) -> None:
         self._writer.finish()
@@ -401,7 +412,7 @@ class ModelCheckpoint(Callback):
         assert self._folder is not None
         if name in self._retention.kept:
             return self._retention.k != 1
-        return (self._folder / name).exists() and not self._resumed
+        return exists(self._folder / name) and (not self._resumed or name in self._strangers)
 
     @property
     def _writes_last(self) -> bool:
@@ -434,23 +445,36 @@ class ModelCheckpoint(Callback):
             "current_score": self.current_score,
             "displaced": self._displaced,
             "kept_for_good": self._kept_for_good,
+            "strangers": self._strangers,
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self._retention.load_state_dict(state)
         self._timing.load_state_dict(state)
         self.current_score, self._displaced = state["current_score"], list(state["displaced"])
-        self._kept_for_good = list(state["kept_for_good"])
+        self._kept_for_good, self._strangers = list(state["kept_for_good"]), list(state["strangers"])
         self._resumed = True
 
     def on_load_checkpoint(self, trainer: Trainer, module: Module, checkpoint: dict[str, Any]) -> None:
-        """With another ``save_top_k`` or ``save_last`` than then, a resumed run goes on with what it kept."""
+        """With another ``save_top_k`` or ``save_last`` than then, or in a folder that was moved, a resumed run goes on with
+        what it kept."""
         states: dict[str, Any] = checkpoint.get("callbacks", {})
         claimed = {callback.state_key for callback in trainer.checkpoint_callbacks}
         if trainer.state.fn == "fit" and self.state_key not in states:
-            own = [key for key in states if key not in claimed and re.sub(r"\([^()]*\)$", "", key) == self._identity]
+            mine = _wherever(self._identity)
+            own = [key for key in states if key not in claimed and _wherever(key) == mine]
             if len(own) == 1:
                 self.load_state_dict(states[own[0]])
+
+
+def _one(folder: Path) -> Path:
+    """However it is spelled."""
+    return folder if is_remote(folder) else folder.resolve()
+
+
+def _wherever(key: str) -> str:
+    """A state's key without the folder, and without what may be changed."""
+    return re.sub(r"(?<=[,\[])dirpath=[^,\]]*", "dirpath", re.sub(r"\([^()]*\)$", "", key))
 
 
 def _yaml(score: float | None) -> str:

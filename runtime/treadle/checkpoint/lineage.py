@@ -27,6 +27,7 @@ DIFF = "uncommitted.diff"
 """Its name beside the run."""
 
 _SECRET = re.compile(r"(api|secret|private|access)?[-_.]?key|token|secret|passw|credential", re.IGNORECASE)
+_WRITTEN_BY_RUNS = re.compile(r"(^|/)(version_\d+/|\.lock$)|\.ckpt(\.damaged\d*)?$")
 _SECONDS = 10.0
 """For each call of git, on a slow disk say."""
 _MOST = 10 * 2**20
@@ -66,12 +67,13 @@ def lineage_of(folder: Path) -> tuple[Lineage, str]:
     if branch := _git(folder, "branch", "--show-current"):
         found["git_branch"] = branch.strip()
     diff = _git(folder, "diff", "HEAD", "--binary", "--no-color", "--no-ext-diff", "--no-textconv") or ""
-    new = _git(folder, "ls-files", "--others", "--exclude-standard", "-z", "--full-name", ":/") or ""
+    listed = _git(folder, "ls-files", "--others", "--exclude-standard", "-z", "--full-name", ":/") or ""
+    # Without what runs write, this one's lock among it: to close a second opening of that would end the lock.
+    new = [name for name in listed.split("\0") if name and not _WRITTEN_BY_RUNS.search(name)]
     if diff or new:
         found["uncommitted"] = _digest_of(chain([diff.encode(errors="surrogateescape")], _new_files(folder, new)))
-    names = [name.replace("\n", " ") for name in new.split("\0") if name]
-    listed = "".join(f"# not in git: {name}\n" for name in names[:1000])
-    return found, listed + (diff if len(diff) <= _MOST else f"# changes of {len(diff):,} characters are not kept\n")
+    named = "".join(f"# not in git: {name!r}\n" for name in new[:1000])
+    return found, named + (diff if len(diff) <= _MOST else f"# changes of {len(diff):,} characters are not kept\n")
 
 
 def _versions() -> dict[str, str]:
@@ -101,7 +103,8 @@ def _git(folder: Path, *arguments: str) -> str | None:
     program = shutil.which("git")
     if program is None:
         return None
-    quiet = {**os.environ, "GIT_OPTIONAL_LOCKS": "0", "GIT_TERMINAL_PROMPT": "0"}
+    own = {name: value for name, value in os.environ.items() if not name.startswith("GIT_")}  # as a hook's GIT_DIR
+    quiet = {**own, "GIT_OPTIONAL_LOCKS": "0", "GIT_TERMINAL_PROMPT": "0"}
     command = [program, "-c", "core.fsmonitor=false", "-C", str(folder), *arguments]
     try:
         done = subprocess.run(command, capture_output=True, env=quiet, timeout=_SECONDS, stdin=subprocess.DEVNULL)
@@ -110,11 +113,11 @@ def _git(folder: Path, *arguments: str) -> str | None:
     return done.stdout.decode(errors="surrogateescape") if done.returncode == 0 else None
 
 
-def _new_files(folder: Path, names: str) -> Iterator[bytes]:
+def _new_files(folder: Path, names: Sequence[str]) -> Iterator[bytes]:
     """The content of files that git doesn't know, up to a bound; behind it their names, sizes and dates."""
     top = Path((_git(folder, "rev-parse", "--show-toplevel") or "").strip())
     left = _MOST
-    for name in sorted(filter(None, names.split("\0"))):
+    for name in sorted(names):
         yield os.fsencode(name)
         try:
             found = (top / name).lstat()

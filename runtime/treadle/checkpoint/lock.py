@@ -6,7 +6,7 @@ import json
 import os
 import socket
 import time
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import IO, ClassVar, final
 
@@ -52,7 +52,8 @@ class FolderLock:
     def release(self) -> None:
         if self._file is not None:
             self._held.discard(self._key)
-            self.path.unlink(missing_ok=True)  # while it is held: nobody else's can be meant
+            with suppress(OSError):  # the folder may be gone
+                self.path.unlink()  # while it is held: nobody else's can be meant
             self._file.close()
             self._file = None
 

@@ -18,7 +18,7 @@ class Staging:
     """
 
     def __init__(self) -> None:
-        self._buffers: dict[str, Tensor] = {}
+        self._buffers: dict[tuple[Any, ...], Tensor] = {}
         self._copied: list[Any] = []
         """Events, one for each device."""
 
@@ -27,14 +27,16 @@ class Staging:
 
         What the last call returned is overwritten.
         """
-        used: dict[str, Tensor] = {}
+        used: dict[tuple[Any, ...], Tensor] = {}
         copies: dict[tuple[Any, ...], Tensor] = {}
         pairs: list[tuple[Tensor, Tensor]] = []
 
-        def staged(value: Any, at: str) -> Any:
+        def staged(value: Any, at: tuple[Any, ...]) -> Any:
             if isinstance(value, Tensor):
                 source = value.detach()
-                if source.layout != torch.strided or type(source) is not Tensor:
+                if source.is_meta:
+                    return source
+                if source.layout != torch.strided or type(source) is not Tensor or source.is_conj() or source.is_neg():
                     return source.to("cpu", copy=True)
                 same = (source.device, source.data_ptr(), source.dtype, tuple(source.shape), source.stride())
                 if not source.numel() or same not in copies:
@@ -43,14 +45,14 @@ class Staging:
                     pairs.append((buffer, source))
                 return copies[same]
             if isinstance(value, dict):
-                items = {key: staged(item, f"{at}/{key}") for key, item in value.items()}
+                items = {key: staged(item, (*at, type(key), key)) for key, item in value.items()}
                 return items if type(value) is dict else type(value)(items)
             if type(value) in (list, tuple):
-                return type(value)(staged(item, f"{at}/{index}") for index, item in enumerate(value))
+                return type(value)(staged(item, (*at, index)) for index, item in enumerate(value))
             return value
 
         with torch.no_grad():
-            result = staged(state, "")
+            result = staged(state, ())
             if pairs:
                 torch._foreach_copy_(
                     [buffer for buffer, _ in pairs], [source for _, source in pairs], non_blocking=True
@@ -64,7 +66,7 @@ class Staging:
         for event in self._copied:
             event.synchronize()
 
-    def _buffer(self, at: str, source: Tensor) -> Tensor:
+    def _buffer(self, at: tuple[Any, ...], source: Tensor) -> Tensor:
         known = self._buffers.get(at)
         if known is not None and known.shape == source.shape and known.dtype == source.dtype:
             return known

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import cast, final
 
 from treadle.callbacks.model_checkpoint import ModelCheckpoint
-from treadle.checkpoint import Checkpoint, make_folder, read
+from treadle.checkpoint import Checkpoint, link, make_folder, read
 from treadle.checkpoint.lineage import DIFF, Lineage, lineage_of
 from treadle.checkpoint.lock import FolderLock
 from treadle.checkpoint.remote import is_remote, location
@@ -118,6 +118,7 @@ class Checkpointing:
             )
             if continues:
                 damaged.replace(aside)
+                link(path, damaged)  # so that it is the newest for whoever comes before the next save
         return path, continues and "loggers" in self._read
 
     def find_path(self, ckpt_path: str | os.PathLike[str] | None, resume: bool) -> tuple[Path | None, bool]:
@@ -131,7 +132,10 @@ class Checkpointing:
         own = self.savers[0] if self.savers else None
         if ckpt_path == "best" and own is not None and own.best_model_path:
             return location(own.best_model_path), False
-        folders = [saver.dirpath for saver in self.savers if saver.dirpath is not None]
+        whole = [saver for saver in self.savers if not saver.save_weights_only]
+        # Where one of them saves to the run's folder, the others' are archives, which several runs may share.
+        own_folders = [saver.dirpath for saver in whole if saver.dirpath is not None]
+        folders = own_folders if len(own_folders) == len(whole) else []
         files = self._files
         if files is None:
             runs, folders = self.root / "runs", [*folders, self.root / FOLDER]
@@ -177,10 +181,10 @@ class Checkpointing:
             ConfigError: It can't be written.
         """
         make_folder(folder)
-        if folder not in self._locks and not is_remote(folder):
+        if not is_remote(folder) and (one := folder.resolve()) not in self._locks:
             lock = FolderLock(folder)
             lock.acquire()
-            self._locks[folder] = lock
+            self._locks[one] = lock
 
     def close(self) -> None:
         for lock in self._locks.values():

@@ -6,13 +6,11 @@ import os
 import re
 from pathlib import Path
 
-from treadle.checkpoint import Checkpoint, read
+from treadle.checkpoint import Checkpoint, exists, read
 from treadle.checkpoint.remote import is_remote, location
 from treadle.errors import CheckpointError
 
 LAST = "last.ckpt"
-PREVIOUS = "previous.ckpt"
-"""The state before that of ``LAST``, for the day when that can't be read."""
 FOLDER = "checkpoints"
 
 
@@ -55,9 +53,9 @@ def newest_state(runs: Path, own_folders: list[Path]) -> Path | None:
     Raises:
         CheckpointError: The newest run was ended before its first checkpoint.
     """
-    for folder in own_folders:
-        if (state := state_in(folder)) is not None:
-            return state
+    own = [state for folder in own_folders if (state := state_in(folder)) is not None]
+    if own:
+        return own[0] if len(own) == 1 else max(own, key=lambda path: _position(read(path)))
     trained = [path for path in _by_version(runs) if (path / FOLDER).is_dir()]
     if not trained:
         return None
@@ -77,11 +75,14 @@ def newest_state(runs: Path, own_folders: list[Path]) -> Path | None:
 
 def state_in(folder: Path) -> Path | None:
     """The newest state of the run that writes to ``folder``; None before its first."""
-    return next((folder / name for name in (LAST, PREVIOUS) if (folder / name).exists()), None)
+    if exists(folder / LAST):
+        return folder / LAST
+    other = state_beside(folder / LAST)
+    return other[0] if other is not None else None
 
 
 def state_beside(damaged: Path) -> tuple[Path, Checkpoint] | None:
-    """The newest state beside ``damaged`` that can be read and resumed: by its counters, since the clock that dates files
+    """The newest state beside ``damaged``, which may be gone, that can be read and resumed: by its counters, since the clock that dates files
     may have been set back."""
     newest: tuple[Path, Checkpoint] | None = None
     for path in damaged.parent.glob("*.ckpt"):
@@ -138,10 +139,7 @@ def best_state(last: Path) -> Path:
 def is_newest_state(path: Path) -> bool:
     """Whether ``path`` is where its run stands: resuming it continues that run, resuming another one branches off."""
     newest = state_in(path.parent)
-    if newest is not None:
-        return _is_same(path, newest)
-    other = state_beside(path)
-    return other is None or _position(other[1]) <= _position(read(path))
+    return newest is None or _is_same(path, newest)
 
 
 def _is_same(path: Path, other: Path) -> bool:

@@ -57,6 +57,8 @@ class FitLoop:
     asked: Asked = field(default_factory=Asked)
     """A signal that asks the run to end."""
     begun: bool = False
+    _saved_finally: bool = True
+    """The last savepoint was told to be the last; true before the first."""
     _validated_at: float | None = None
     """On the clock of ``ValidationRhythm``, which is made anew with new loaders."""
 
@@ -84,9 +86,12 @@ class FitLoop:
             self.finish_epoch()
         while not self.is_over():
             self.epoch()
+        if not self._saved_finally:  # somebody asked to stop in the very last savepoint
+            self.savepoint(final=True)
         run.keep(self.book)
         run.close_book()
         run.hooks.call(None, "on_train_end")
+        self.agreement.reach()  # a signal that came meanwhile is not forgotten
 
     def epoch(self) -> None:
         """
@@ -165,10 +170,15 @@ class FitLoop:
         if whole and progress.stepped and self.schedules and progress.batch != stream.length:
             step_schedules(self.schedules, run, interval="step", on_plateau=True)
         stops = stops or not whole or (self.should_stop() and stream.consumed != stream.length)
-        self.book.scope = None
-        for listener in run.hooks["on_savepoint"]:
-            listener(stops)
+        self.savepoint(final=stops)
         return stops
+
+    def savepoint(self, *, final: bool) -> None:
+        """State is whole. ``final``: the run ends here."""
+        self._saved_finally = final
+        self.book.scope = None
+        for listener in self.run.hooks["on_savepoint"]:
+            listener(final)
 
     def open_stream(self) -> None:
         """The training data, and what depends on how much there is."""
@@ -241,8 +251,7 @@ class FitLoop:
         if not ended_as_known and not progress.validating:
             step_schedules(self.schedules, run, interval="epoch", on_plateau=False)
         if self.validation.after_epoch(progress) and progress.validated != progress.batches and not self.validate():
-            for listener in run.hooks["on_savepoint"]:
-                listener(True)
+            self.savepoint(final=True)
             return self.break_off()
         if progress.global_step == self._started_at:
             self.tell_of_no_step()
@@ -254,10 +263,7 @@ class FitLoop:
         self.stream.end_epoch()
         progress.epoch += 1
         progress.batch = 0
-        final = self.is_over()
-        self.book.scope = None
-        for listener in run.hooks["on_savepoint"]:
-            listener(final)
+        self.savepoint(final=self.is_over())
 
     def close_window(self) -> bool:
         """The epoch ends inside an accumulation window, which nobody could know before or a hook decided: step on what
@@ -273,9 +279,7 @@ class FitLoop:
         whole = not (self.validation.inside and self.validation.after_step(progress)) or self.validate()
         if whole:
             step_schedules(self.schedules, run, interval="step", on_plateau=True)
-        self.book.scope = None
-        for listener in run.hooks["on_savepoint"]:
-            listener(not whole)
+        self.savepoint(final=not whole)
         return whole
 
     def finish_epoch(self) -> None:
