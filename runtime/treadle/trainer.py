@@ -662,7 +662,14 @@ class Trainer(Readings):
     def _make_way(self, signal: int) -> None:
         """The run was asked to end, and is saved. Under a scheduler that warns by SIGUSR1, it is queued again."""
         self.fabric.barrier()
-        if self.is_global_zero and signal != signals.SIGINT:
+        if not self.is_global_zero:
+            return
+        if signal == signals.SIGINT:
+            saved = any(callback.last_model_path for callback in self.checkpoint_callbacks)
+            how = '; saved, ckpt_path="auto" goes on from there' if saved else "; nothing saves this run"
+            at = f"epoch {self.progress.epoch}, step {self.progress.global_step}"
+            print(f"treadle: interrupted in {at}{how}", file=sys.stderr, flush=True)
+        else:
             queued = signal == getattr(signals, "SIGUSR1", None) and self.fabric.environment.requeue(os.environ)
             name = signals.Signals(signal).name
             print(f"treadle: ended by {name}{', and queued again' if queued else ''}", file=sys.stderr, flush=True)

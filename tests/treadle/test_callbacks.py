@@ -199,6 +199,11 @@ class TestTheNamesOfCheckpoints:
     def test_hold_metrics(self, fit: Any, template: str, name: str) -> None:
         assert set(files(fit(ModelCheckpoint(filename=template), [0.125]))) == {name, "last.ckpt"}
 
+    @pytest.mark.parametrize("filename", ["../{epoch}", "a/../../b", "/tmp/x"])
+    def test_lead_nowhere_else(self, filename: str) -> None:
+        with pytest.raises(ConfigError, match=r"filename="):
+            ModelCheckpoint(filename=filename)
+
     def test_keep_a_slash_out_of_the_path(self, fit: Any) -> None:
         """A metric called val/loss makes no folder."""
         trainer = fit(ModelCheckpoint(filename="{val/loss:.1f}"), [0.5], name="val/loss")

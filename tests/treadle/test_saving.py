@@ -427,6 +427,19 @@ class TestDataThatChanged:
             fit(24, ckpt_path="last")
         fit(20, ckpt_path="last")
 
+    def test_or_a_batch_size_that_changed_inside_an_epoch(self, make_trainer: Any) -> None:
+        """Positions count batches; between two epochs any will do."""
+
+        def fit(batch: int, steps: int, **more: Any) -> None:
+            loader = DataLoader(NoisyPoints(24), batch_size=batch)
+            make_trainer(max_steps=steps, max_epochs=-1, limit_val_batches=0).fit(Classifier(), loader, **more)
+
+        fit(4, 3)
+        with pytest.raises(CheckpointError, match=r"a step takes 2 samples, and took 4"):
+            fit(2, 9, ckpt_path="last")
+        fit(4, 6, ckpt_path="last")
+        fit(2, 9, ckpt_path="last")
+
     def test_show_in_their_fingerprint(self) -> None:
         tensors = torch.arange(40.0).reshape(20, 2)
         one, other = TensorDataset(tensors), TensorDataset(tensors.index_fill(0, torch.tensor([3]), -1.0))

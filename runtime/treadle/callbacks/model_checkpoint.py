@@ -115,6 +115,12 @@ class ModelCheckpoint(Callback):
                 why="the k best need a metric to compare them by; without one it is -1 (all), 0 (none) or 1 (the newest).",
                 fix='ModelCheckpoint(monitor="val_loss", save_top_k=3)',
             )
+        if Path(filename or "").is_absolute() or ".." in Path(filename or "").parts:
+            raise ConfigError(
+                f"filename={filename!r}.",
+                why="files lie in dirpath, or in folders below it.",
+                fix="dirpath=..., for another place.",
+            )
         every_so_often = rhythm(every_n_train_steps, every_n_epochs, train_time_interval, every)
         self._timing = Timing(every_so_often, epoch_end=save_on_train_epoch_end, monitors=monitor is not None)
         if every_n_epochs == 0 and every_so_often is None:

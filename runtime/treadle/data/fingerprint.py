@@ -25,8 +25,9 @@ class HasFingerprint(Protocol):
 
 
 def fingerprint(loader: Any, datamodule: Any = None) -> str | None:
-    """What ``datamodule`` says of its data, if it has a ``fingerprint()``; else of what ``loader`` reads: its data set's own word (``fingerprint()``), else its length, and of tensors a hash (of
-    those with more than two million elements, of a part of these).
+    """What ``datamodule`` says of its data, if it has a ``fingerprint()``; else, of what ``loader`` reads, the data set's own
+    ``fingerprint()``; else its length, and of tensors a hash (of those with more than two million elements, of a part of
+    these).
 
     None for what has neither, as an iterable data set.
     """

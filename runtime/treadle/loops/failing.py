@@ -50,7 +50,7 @@ def ways_on(savers: Sequence[ModelCheckpoint]) -> list[str]:
     if failed is not None:
         path = failed.exception_path
         shown = path if is_remote(path) else _short(path)
-        lines.append(f'  to go on behind this batch: ckpt_path="{shown}"')
+        lines.append(f'  to go on from here, not bit for bit: ckpt_path="{shown}"')
     return lines
 
 

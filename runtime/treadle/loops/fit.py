@@ -51,7 +51,7 @@ class FitLoop:
     resumed: Resumed | None = None
     """For a resumed run: what hooks of its start must leave no trace in."""
     data: dict[str, str] = field(default_factory=dict)
-    """A fingerprint of the training data, under ``train``."""
+    """A fingerprint of the training data, under ``train``; samples of all ranks' batches together, under ``batch``."""
     saved_data: dict[str, str] = field(default_factory=dict)
     """The same when a resumed run was saved."""
     asked: Asked = field(default_factory=Asked)
@@ -71,7 +71,7 @@ class FitLoop:
             while there is something left to train:
                 train an epoch
         """
-        run, self.begun = self.run, True
+        run = self.run
         self.agreement = Agreement(run.fabric.ranks, lambda: (run.should_stop, self.asked.number))
         run.progress.now = self.agreement.now
         if self.resumed is None:
@@ -82,6 +82,7 @@ class FitLoop:
         self.open_stream()
         run.open_book(self.book, "train")
         run.hooks.call(self.book, "on_train_start")
+        self.begun = True
         if self.resumed is not None and run.progress.batch and self.should_stop():
             self.finish_epoch()
         while not self.is_over():
@@ -205,6 +206,15 @@ class FitLoop:
                 why="a resumed run goes on in the middle of its data, and these are others.",
                 fix="bring the data back, or start a new run from the weights: MyModule.load_from_checkpoint(path).",
             )
+        if (size := getattr(self.stream.loader, "batch_size", None)) is not None:
+            count = self.run.fabric.strategy.share.count if self.stream.shared is not None else 1
+            self.data["batch"] = str(size * count)
+            if self.stream.consumed and saved.get("batch", self.data["batch"]) != self.data["batch"]:
+                raise CheckpointError(
+                    f"a step takes {size * count} samples, and took {saved['batch']} when the run was saved inside an epoch.",
+                    why="its position counts batches: with others, samples would be left out or come twice.",
+                    fix="the batch size as it was, that of all ranks together; another one from the end of an epoch on.",
+                )
 
     def start_epoch(self) -> Iterable[Any]:
         """The batches that are left of the epoch. In a resumed run, hooks that run again leave no trace: those of the

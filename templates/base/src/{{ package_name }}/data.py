@@ -1,5 +1,6 @@
 """1,797 scans of handwritten digits, 8x8 pixels each. They come with scikit-learn; nothing is downloaded."""
 
+from hashlib import sha256
 from typing import Any
 
 import numpy as np
@@ -25,6 +26,10 @@ class Scans(Dataset[Example]):
 
     def __len__(self) -> int:
         return len(self.digits)
+
+    def fingerprint(self) -> str:
+        """Which scans these are: a run is not resumed with others."""
+        return sha256(self.images.numpy().tobytes()).hexdigest()[:16]
 
     def __getitem__(self, index: int) -> Example:
         image = self.images[index]
