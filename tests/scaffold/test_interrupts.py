@@ -93,7 +93,8 @@ class TestCtrlCThatComesTooLate:
             pass
         os.close(read)
         assert process.communicate(timeout=30) == (None, "")
-        assert process.returncode == 130
+        # A second signal, where one was needed, may come when Python is as good as over: a shell calls both 130.
+        assert process.returncode in (130, -signal.SIGINT)
         assert said.endswith("Interrupted: p was made, and is whole.\n")
         assert [entry.name for entry in work.iterdir()] == ["p"]
         assert machine.git("status", "--porcelain", cwd=work / "p") == ""
