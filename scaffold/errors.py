@@ -6,7 +6,9 @@ ScaffoldError
 ├── SourceError         where the template comes from
 ├── UnsafeTemplate      what the template tried to do
 ├── GitError            git is missing, not set up, or failed
+├── ProjectError        there is no project here, or not one in a usable state
 ├── UpdateError         the project cannot be brought to another version
+├── TemplateError       what an author's template lacks
 └── Declined            the user said no at the summary
 """
 
@@ -51,6 +53,14 @@ class UnsafeTemplate(ScaffoldError):
 
 class GitError(ScaffoldError):
     """git is missing, not set up, or failed."""
+
+
+class ProjectError(ScaffoldError):
+    """There is no project made by scaffold here, or its state is not one to work on."""
+
+
+class TemplateError(ScaffoldError):
+    """A template that its author works on is not as it should be."""
 
 
 class UpdateError(ScaffoldError):

@@ -45,7 +45,7 @@ def test_help_has_an_example_for_each_command(machine, tmp_path):
 
 def test_a_mistyped_option_is_refused_with_the_nearest_one(machine, tmp_path):
     done = machine.scaffold("new", "p", "--previw", cwd=tmp_path)
-    assert done.returncode == 2
+    assert done.returncode == 1
     assert "--preview" in done.stderr
     assert list(tmp_path.iterdir()) == []
 

@@ -1,0 +1,52 @@
+"""The command line: each command parses, calls one library function and prints. No logic lives here."""
+
+from __future__ import annotations
+
+import sys
+from typing import Annotated
+
+import typer
+
+from scaffold import __version__
+from scaffold.cli import fleet, layer, new, template, update
+
+app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, pretty_exceptions_enable=False)
+app.command()(new.new)
+app.command()(update.update)
+app.add_typer(layer.app, name="layer")
+app.add_typer(template.app, name="template")
+app.add_typer(fleet.app, name="fleet")
+
+
+_Misuse = typer.BadParameter.__mro__[2]
+"""What typer raises for any command line that makes no sense: ClickException, whose own copy some versions carry."""
+
+
+def run() -> None:
+    """The entry point of the command ``scaffold``. A command line that makes no sense exits with 1: 2 means behind."""
+    try:
+        status = app(prog_name="scaffold", standalone_mode=False)
+    except _Misuse as error:
+        error.show()  # type: ignore[attr-defined]
+        sys.exit(1)
+    except typer.Abort:
+        sys.exit(130)
+    sys.exit(status if isinstance(status, int) else 0)
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"scaffold {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def main(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version and stop.")
+    ] = False,
+) -> None:
+    """Start PyTorch training repositories from templates, and keep them up to date.
+
+    Example: scaffold new my-project
+    """

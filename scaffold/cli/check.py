@@ -1,0 +1,3 @@
+"""``scaffold check``."""
+
+from __future__ import annotations

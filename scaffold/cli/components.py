@@ -1,0 +1,3 @@
+"""``scaffold add`` and ``scaffold remove``."""
+
+from __future__ import annotations

@@ -1,0 +1,3 @@
+"""``scaffold doctor``."""
+
+from __future__ import annotations

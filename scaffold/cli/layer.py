@@ -1,0 +1,12 @@
+"""``scaffold layer``."""
+
+from __future__ import annotations
+
+import typer
+
+app = typer.Typer(
+    no_args_is_help=True,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    help="A team's templates on top of the base one.",
+)

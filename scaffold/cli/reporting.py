@@ -1,0 +1,72 @@
+"""What all commands share: mistakes and stops become exit codes, results become JSON."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import typer
+
+from scaffold import console
+from scaffold.errors import AnswerError, DestinationError, ScaffoldError
+
+
+@contextmanager
+def reporting(as_json: bool) -> Iterator[list[str]]:
+    """A user's mistake becomes a message and exit code 1, a stop 130; never a traceback.
+
+    Yields:
+        For the block to note what it has done for good, which a stop that comes later does not undo.
+    """
+    from scaffold.interrupts import unwinding
+
+    done: list[str] = []
+    try:
+        _require_working_directory()
+        with unwinding():
+            yield done
+    except ScaffoldError as error:
+        if as_json:
+            print_json({"error": {"what": error.what, "why": error.why, "fix": error.fix}})
+        console.complain(error)
+        raise typer.Exit(1) from None
+    except KeyboardInterrupt:
+        typer.echo(f"\nInterrupted: {', '.join(done) or 'nothing was left behind'}.", err=True)
+        raise typer.Exit(130) from None
+
+
+def _require_working_directory() -> None:
+    try:
+        Path.cwd()
+    except FileNotFoundError:
+        raise DestinationError(
+            "The folder you are in does not exist any more.",
+            why="paths are read from there.",
+            fix="cd to another folder, then run the same command again.",
+        ) from None
+
+
+def is_terminal() -> bool:
+    return sys.stdin.isatty() and sys.stdout.isatty()
+
+
+def pairs(texts: list[str]) -> dict[str, str]:
+    pairs = {}
+    for text in texts:
+        key, equals, value = text.partition("=")
+        if not equals or not key.strip():
+            raise AnswerError(
+                f"--set {text!r} is not KEY=VALUE.",
+                why="it answers one question of the template.",
+                fix="write it like --set ci=github",
+            )
+        pairs[key.strip()] = value
+    return pairs
+
+
+def print_json(document: dict[str, Any]) -> None:
+    typer.echo(json.dumps(document, indent=2, ensure_ascii=False))

@@ -1,0 +1,12 @@
+"""``scaffold template``: names for templates."""
+
+from __future__ import annotations
+
+import typer
+
+app = typer.Typer(
+    no_args_is_help=True,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    help="Templates: find them, name them, write your own.",
+)
