@@ -4,20 +4,25 @@ from __future__ import annotations
 
 import shlex
 import sys
-from collections.abc import Iterable, Mapping
+import unicodedata
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
 
 from scaffold.errors import ScaffoldError
 
 
+def plain(text: object) -> str:
+    """The text without what a terminal takes for a command, or that turns its direction: strangers wrote some of it."""
+    return "".join(c if c in "\n\t" or unicodedata.category(c) not in ("Cc", "Cf") else "\ufffd" for c in str(text))
+
+
 def complain(error: ScaffoldError) -> None:
     """Show a mistake on stderr: what, why, fix."""
-    print(f"Error: {error}", file=sys.stderr)
+    print(f"Error: {plain(error)}", file=sys.stderr)
 
 
 def note(text: str) -> None:
-    print(f"note: {text}", file=sys.stderr)
+    print(f"note: {plain(text)}", file=sys.stderr)
 
 
 def tree(root: str, files: Iterable[str]) -> None:
@@ -48,23 +53,24 @@ def contents(folder: Path, files: Iterable[str]) -> None:
             print(f"(link to {path.readlink()})")
             continue
         try:
-            print(path.read_text(encoding="utf-8"), end="")
+            print(plain(path.read_text(encoding="utf-8")), end="")
         except UnicodeDecodeError:
             print(f"({path.stat().st_size} bytes, not text)")
 
 
-def answers(given: Mapping[str, Any]) -> None:
-    """List answers in two columns."""
-    width = max(map(len, given), default=0)
-    for name, value in given.items():
-        print(f"  {name:<{width}}  {value}")
+def rows(lines: Iterable[tuple[str, object]]) -> None:
+    """List pairs in two columns, a line each; a long text is cut."""
+    shown = [(plain(name), " ".join(plain(value).split())) for name, value in lines]
+    width = max((len(name) for name, _ in shown), default=0)
+    for name, value in shown:
+        print(f"  {name:<{width}}  {value if len(value) <= 200 else value[:199] + '…'}".rstrip())
 
 
-def confirmed(question: str) -> bool:
-    """Ask yes or no on the terminal; Enter means yes."""
+def confirmed(question: str, *, default: bool = True) -> bool:
+    """Ask yes or no on the terminal; Enter means ``default``."""
     from questionary import confirm
 
-    return bool(confirm(question, default=True, qmark="?").unsafe_ask())
+    return bool(confirm(plain(question), default=default, qmark="?").unsafe_ask())
 
 
 def commands(lines: Iterable[str]) -> None:
@@ -76,3 +82,10 @@ def commands(lines: Iterable[str]) -> None:
 def quoted(*words: str) -> str:
     """A command line as one types it."""
     return " ".join(shlex.quote(word) for word in words)
+
+
+def chosen(question: str, choices: Iterable[str]) -> str:
+    """Ask for one of several on the terminal."""
+    from questionary import select
+
+    return str(select(question, choices=list(choices), qmark="?").unsafe_ask())

@@ -9,17 +9,18 @@ from __future__ import annotations
 import shlex
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from scaffold import git, settings
+from scaffold import console, git, presets, settings, trust
 from scaffold.catalog import Source
 from scaffold.errors import AnswerError, Declined, DestinationError, as_flag, cannot_write
+from scaffold.fetching import Template, fetch
 from scaffold.interrupts import undisturbed
-from scaffold.rendering import Rendering, check_names, render
+from scaffold.rendering import Rendering, render
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,11 +30,17 @@ class Plan:
     path: Path
     source: Source
     answers: Mapping[str, Any]
+    """From flags and --set. They win over those of a file, which win over a preset's."""
+    answers_file: Path | None = None
+    preset: str | None = None
+    """A name or a file."""
     ask: bool
     """Ask on the terminal what is open. Otherwise ``accept_defaults`` decides."""
     accept_defaults: bool
     """Take the template's defaults for what is open; otherwise an open question is an error."""
     use_git: bool = True
+    trust: bool = False
+    """Run the template's tasks and extensions."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,6 +50,8 @@ class Created:
     path: Path
     source: Source
     version: str | None
+    template_commit: str
+    """The full hash of the template's commit."""
     answers: Mapping[str, Any]
     files: tuple[str, ...]
     """Relative to ``path``, sorted, without git's."""
@@ -79,16 +88,10 @@ class Created:
         return notes
 
 
-def create(
-    plan: Plan,
-    confirm: Callable[[Rendering, tuple[str, ...]], bool] | None = None,
-    in_place: Callable[[Path], None] | None = None,
-) -> Created:
+def create(plan: Plan, in_place: Callable[[Path], None] | None = None) -> Created:
     """Make the project.
 
     Args:
-        confirm: Shown the rendering and its files before anything is put in place; False stops.
-            None goes ahead.
         in_place: Told the project's path as soon as it is there, whole. A signal that stops the command before this
             call leaves nothing behind, one after it leaves the project: none comes in between.
 
@@ -98,13 +101,13 @@ def create(
     git.require_git()
     try:
         target = destination(plan.path)
+        # Before anything is asked: whether one may write there, and whether git knows who commits.
         with _staging(target) as staging:
             if plan.use_git:
                 _initialise(staging / "repository")
-            rendering = _render(plan, staging / "project" / target.name)
+            template = fetch(plan.source)
+            rendering = _render(plan, template, staging / "project" / target.name, target)
             files = listing(rendering.folder)
-            if confirm and not confirm(rendering, files):
-                raise Declined("Nothing was made.", why="you said no.", fix="run the same command again.")
             commit = _commit(staging / "repository", rendering, plan) if plan.use_git else None
             enclosing = _enclosing(target) if plan.use_git else None
             with undisturbed():
@@ -117,6 +120,7 @@ def create(
         path=target,
         source=plan.source,
         version=rendering.version,
+        template_commit=template.commit,
         answers=rendering.answers,
         files=files,
         commit=commit,
@@ -131,7 +135,7 @@ def preview(plan: Plan, show: Callable[[Rendering, tuple[str, ...]], None]) -> N
     try:
         target = destination(plan.path)
         with _temporary(Path(tempfile.gettempdir()), "scaffold-preview-") as staging:
-            rendering = _render(plan, staging / "project" / target.name)
+            rendering = _render(plan, fetch(plan.source), staging / "project" / target.name, target, make="Show it")
             show(rendering, listing(rendering.folder))
     except OSError as error:
         raise cannot_write(Path(tempfile.gettempdir()), error) from error
@@ -173,19 +177,77 @@ def listing(folder: Path) -> tuple[str, ...]:
     return tuple(sorted(path.relative_to(folder).as_posix() for path in paths))
 
 
-def _render(plan: Plan, folder: Path) -> Rendering:
-    defaults = {} if plan.answers.get("author_name") else git.author_name(_nearest_existing(folder))
-    if plan.ask and not plan.source.trusted and plan.answers:
-        # Before a stranger's questions are asked: is everything that was --set one of them?
-        dry = render(plan.source, folder, answers=plan.answers, defaults=defaults, ask=False)
-        shutil.rmtree(folder)
-        check_names(dry, plan.answers)
-    rendering = render(plan.source, folder, answers=plan.answers, defaults=defaults, ask=plan.ask)
-    check_names(rendering, plan.answers)
-    missing = [name for name in rendering.asked if name not in plan.answers]
+def _render(plan: Plan, template: Template, folder: Path, target: Path, *, make: str = "Make it") -> Rendering:
+    unknown = not trust.known(plan.source)
+    if unknown and plan.ask:
+        _confirm_source(template)
+    given = _given(plan, template)
+    answers = presets.merged(given)
+    defaults = {} if answers.get("author_name") else git.author_name(_nearest_existing(folder))
+    if plan.ask:
+        answers |= _ask(plan, template, target, given, defaults, make)
+    rendering = render(template, folder, answers=answers, defaults=defaults, trust=plan.trust)
+    presets.check_names(given, rendering.questions)
+    missing = [name for name in rendering.asked if name not in answers]
     if missing and not plan.ask and not plan.accept_defaults:
         raise _unanswered(missing, rendering)
-    return replace(rendering, folder=folder)
+    if unknown and plan.ask:
+        trust.remember(plan.source, template.commit)
+    elif unknown:
+        note = f"{plan.source.url} was not used before; its commit {template.commit} was taken without asking."
+        return replace(rendering, notes=(*rendering.notes, note))
+    return rendering
+
+
+def _confirm_source(template: Template) -> None:
+    url = template.source.url
+    console.rows([("template", url), ("version", template.version), ("commit", template.commit)])
+    if not console.confirmed("You have not used this template before. Do you trust its authors?", default=False):
+        raise Declined(
+            "Nothing was made.",
+            why="a template decides what stands in your project, and you do not trust this one.",
+            fix=f"look at it first: git clone {shlex.quote(url.removeprefix('git+'))}",
+        )
+
+
+def _given(plan: Plan, template: Template) -> tuple[presets.Answers, ...]:
+    """What is answered before anybody is asked, the strongest first."""
+    given = [presets.Answers(origin=presets.FLAGS, values=plan.answers)]
+    if plan.answers_file:
+        given.append(presets.read(plan.answers_file))
+    if plan.preset:
+        given.append(presets.find(plan.preset, template))
+    return tuple(given)
+
+
+def _ask(
+    plan: Plan,
+    template: Template,
+    target: Path,
+    given: Sequence[presets.Answers],
+    defaults: Mapping[str, Any],
+    make: str,
+) -> Mapping[str, Any]:
+    # Only a dialogue needs them, and they take a while to import.
+    from scaffold import asking
+    from scaffold.questions import Questionnaire
+
+    with _temporary(Path(tempfile.gettempdir()), "scaffold-questions-") as folder:
+        template.unpack(folder / "template")
+        form = Questionnaire(
+            template=folder / "template",
+            destination=target,
+            given=presets.merged(given),
+            defaults=defaults,
+            trust=plan.trust,
+        )
+        presets.check_names(given, form.names())
+        about = [
+            ("project", str(target)),
+            ("template", f"{template.source.name} {template.version} ({template.commit[:12]})"),
+            *([("preset", plan.preset)] if plan.preset else []),
+        ]
+        return asking.ask(form, about=about, make=make)
 
 
 def _unanswered(missing: list[str], rendering: Rendering) -> AnswerError:

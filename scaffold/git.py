@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 import subprocess
 from collections.abc import Mapping
@@ -54,6 +55,33 @@ def git(*arguments: str, cwd: Path, environment: Mapping[str, str] | None = None
             f"git {arguments[0]} failed: {said}",
             why="the disk is full." if full else "git could not do what was asked of it.",
             fix="free some space." if full else f"try it by hand: git {' '.join(arguments)}",
+        )
+    return done.stdout
+
+
+def version() -> tuple[int, ...]:
+    """Of the git on the PATH: ``(2, 39, 5)``."""
+    found = re.search(r"(\d+)\.(\d+)(?:\.(\d+))?", attempt("--version", cwd=Path.cwd()).stdout)
+    return tuple(int(part or 0) for part in found.groups()) if found else (0,)
+
+
+def read_blob(name: str, *, cwd: Path, environment: Mapping[str, str] | None = None) -> bytes:
+    """The content of an object, byte for byte.
+
+    Raises:
+        GitError: There is no such object.
+    """
+    done = subprocess.run(
+        ["git", "cat-file", "blob", name],
+        cwd=cwd,
+        env={**git_environment(), **(environment or {})},
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        check=False,
+    )
+    if done.returncode:
+        raise GitError(
+            f"git has no object {name}.", why="the repository is damaged.", fix="see what is wrong with it: git fsck"
         )
     return done.stdout
 

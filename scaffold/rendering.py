@@ -8,7 +8,7 @@ import os
 import re
 import tempfile
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -17,10 +17,10 @@ import copier
 import copier.errors
 from plumbum import ProcessExecutionError, local
 
-from scaffold import guard, settings
+from scaffold import confined, guard, settings
 from scaffold.catalog import Source
-from scaffold.errors import AnswerError, ScaffoldError, SourceError, UnsafeTemplate, UpdateError, nearest
-from scaffold.git import attempt, git
+from scaffold.errors import AnswerError, ScaffoldError, SourceError, UnsafeTemplate, nearest
+from scaffold.fetching import Template, fetch
 
 _ANSI = re.compile(r"\x1b\[[0-9;]*m")
 
@@ -39,35 +39,118 @@ class Rendering:
     """The template's tag or description, as the project records it."""
     notes: tuple[str, ...] = field(default=())
     """What Copier wants the user to know."""
+    files: tuple[str, ...] = field(default=())
+    """What this layer of a stack wrote, relative to ``folder``, sorted."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Layer:
+    """One template to render, and what is known of its questions."""
+
+    template: Template
+    answers: Mapping[str, Any]
+    """Taken as they are."""
+    defaults: Mapping[str, Any] = field(default_factory=dict)
+    """Take precedence over the template's own defaults."""
+    answers_file: str | None = None
+    """Where the answers are written to; default: where the template says."""
 
 
 def render(
-    source: Source,
+    source: Source | Template,
     folder: Path,
     *,
     answers: Mapping[str, Any],
     defaults: Mapping[str, Any],
-    ask: bool,
+    answers_file: str | None = None,
     limits: settings.Limits | None = None,
+    trust: bool = False,
 ) -> Rendering:
-    """Render ``source`` into ``folder``, which does not exist yet, and guard what was written.
+    """Render ``source`` into ``folder``, and guard what is there then. Nothing is asked: what is open gets its default.
+
+    Copier runs in a process of its own, with limits.
 
     Args:
-        answers: Taken as they are, not asked.
-        defaults: Take precedence over the template's own defaults.
-        ask: Ask on the terminal what ``answers`` leaves open; otherwise defaults are taken.
+        trust: Run its tasks, migrations and Jinja extensions, without limits.
 
     Raises:
         AnswerError: An answer is not one the template accepts.
         SourceError: The template cannot be fetched or is broken.
         UnsafeTemplate: It tried to do what no template may.
     """
-    with tempfile.TemporaryDirectory(prefix="scaffold-") as scratch:
-        rendering, everything = _render(source, folder, Path(scratch), answers=answers, defaults=defaults, ask=ask)
-        if not source.trusted:
-            _check_attempts(source, Path(scratch), everything, rendering.version or "HEAD")
+    template = source if isinstance(source, Template) else fetch(source)
+    layer = Layer(template=template, answers=answers, defaults=defaults, answers_file=answers_file)
+    if not trust:
+        [[rendering]] = render_stacks([(folder, [layer])], limits=limits)
+        return rendering
+    with _scratch() as scratch, template.served() as served:
+        told = _render(layer, served, folder, scratch, trust=True)
     guard.check_tree(folder, limits or settings.Limits())
-    return rendering
+    return _rendering(folder, told)
+
+
+def render_stacks(
+    stacks: Sequence[tuple[Path, Sequence[Layer]]], *, limits: settings.Limits | None = None
+) -> list[list[Rendering]]:
+    """Render several stacks of layers at the same time, each into its folder, a layer on top of what lies below it.
+
+    Raises:
+        As :func:`render`.
+    """
+    limits = limits or settings.Limits()
+    with contextlib.ExitStack() as open_until_done:
+        calls = []
+        for folder, layers in stacks:
+            scratch = open_until_done.enter_context(_scratch())
+            served = [open_until_done.enter_context(layer.template.served()) for layer in layers]
+            call = confined.Call(_render_stack, layers, served, folder, scratch, limits=limits)
+            calls.append(open_until_done.enter_context(call))
+        told = [call.result() for call in calls]
+    for folder, _ in stacks:
+        guard.check_tree(folder, limits)
+    return [[_rendering(stacks[number][0], each) for each in stack] for number, stack in enumerate(told)]
+
+
+@contextlib.contextmanager
+def _scratch() -> Iterator[Path]:
+    with tempfile.TemporaryDirectory(prefix="scaffold-", ignore_cleanup_errors=True) as folder:
+        yield Path(folder)
+
+
+def _render_stack(
+    layers: Sequence[Layer], served: Sequence[Source], folder: Path, scratch: Path
+) -> list[dict[str, Any]]:
+    told = []
+    for number, (layer, source) in enumerate(zip(layers, served, strict=True)):
+        before = _written(folder)
+        each = _render(layer, source, folder, scratch / str(number))
+        after = _written(folder)
+        each["files"] = sorted(path for path, state in after.items() if before.get(path) != state)
+        told.append(each)
+    return told
+
+
+def _written(folder: Path) -> dict[str, tuple[int, int]]:
+    """Each file below ``folder``, and what changes when it is written."""
+    found = {}
+    for place, _, names in os.walk(folder):
+        for name in names:
+            path = Path(place) / name
+            state = path.lstat()
+            found[path.relative_to(folder).as_posix()] = (state.st_ino, state.st_mtime_ns)
+    return found
+
+
+def _rendering(folder: Path, told: Mapping[str, Any]) -> Rendering:
+    return Rendering(
+        folder=folder,
+        answers=told["answers"],
+        questions=tuple(told["questions"]),
+        asked=tuple(told["asked"]),
+        version=told["version"],
+        notes=tuple(told["notes"]),
+        files=tuple(told.get("files", ())),
+    )
 
 
 def check_names(rendering: Rendering, answers: Mapping[str, Any]) -> None:
@@ -82,81 +165,81 @@ def check_names(rendering: Rendering, answers: Mapping[str, Any]) -> None:
             )
 
 
-def update(project: Path, source: Source, *, answers: Mapping[str, Any]) -> None:
-    """Run Copier's own update on ``project``, a clean git work tree. Conflicts are left in its files.
+def update(project: Path, template: Template, *, answers: Mapping[str, Any], answers_file: str) -> None:
+    """Run Copier's own update on ``project``, a clean git work tree, with the template's tasks and migrations. Conflicts
+    are left in its files.
 
     Args:
-        source: The one the project records; only its version may be another.
+        template: The one the project records, at the wanted version.
         answers: Replace recorded ones.
 
     Raises:
         ScaffoldError: Copier refused or failed; files may have been changed already.
     """
     with (
-        tempfile.TemporaryDirectory(prefix="scaffold-mirrors-") as mirrors,
-        _copier_for(source, answers, Path(mirrors)),
+        _scratch() as scratch,
+        template.served() as served,
+        _copier_for(served, answers, scratch / "mirrors"),
     ):
         copier.run_update(
             project,
             dict(answers),
-            vcs_ref=source.reference,
+            answers_file=answers_file,
+            vcs_ref=served.reference,
             settings=copier.Settings(),
             exclude=[".git"],
             defaults=True,
             overwrite=True,
+            unsafe=True,
             quiet=True,
         )
 
 
-def _render(
-    source: Source, folder: Path, scratch: Path, *, answers: Mapping[str, Any], defaults: Mapping[str, Any], ask: bool
-) -> tuple[Rendering, Mapping[str, Any]]:
-    """The rendering, and all answers to it, computed ones and secrets included."""
-    with _copier_for(source, answers, scratch / "mirrors") as caught:
+def _render(layer: Layer, served: Source, folder: Path, scratch: Path, *, trust: bool = False) -> dict[str, Any]:
+    """What :class:`Rendering` holds, as plain values."""
+    with _copier_for(served, layer.answers, scratch / "mirrors") as caught:
         worker = copier.run_copy(
-            source.url,
+            served.url,
             folder,
-            dict(answers),
-            vcs_ref=source.reference,
-            user_defaults=dict(defaults),
-            defaults=not ask,
+            dict(layer.answers),
+            answers_file=layer.answers_file,
+            vcs_ref=served.reference,
+            user_defaults=dict(layer.defaults),
+            defaults=True,
             exclude=[".git"],
             settings=copier.Settings(),  # not the user's: what they trust elsewhere must not run here
             overwrite=True,
+            unsafe=trust,
             quiet=True,
         )
         questions = worker.template.questions_data
         hidden = worker.answers.hidden | worker.template.secret_questions
         combined = worker.answers.combined
         given = {name: combined[name] for name in questions if name in combined}
-        rendering = Rendering(
-            folder=folder,
-            answers={name: value for name, value in given.items() if name not in hidden},
-            questions=tuple(name for name, details in questions.items() if details.get("when", True) is not False),
-            asked=tuple(n for n in questions if n not in hidden and questions[n].get("ask", True) is not False),
-            version=worker.template.commit,
-            notes=tuple(dict.fromkeys(str(warning.message) for warning in caught)),
-        )
-    return rendering, given
+        told = {
+            "answers": {name: value for name, value in given.items() if name not in hidden},
+            "questions": [name for name, details in questions.items() if details.get("when", True) is not False],
+            "asked": [n for n in questions if n not in hidden and questions[n].get("ask", True) is not False],
+            "version": worker.template.commit,
+            "notes": list(dict.fromkeys(str(warning.message) for warning in caught)),
+        }
+    if not served.trusted and not trust:
+        _check_attempts(served, scratch, given, layer.template)
+    return told
 
 
-def _check_attempts(source: Source, scratch: Path, answers: Mapping[str, Any], version: str) -> None:
+def _check_attempts(source: Source, scratch: Path, answers: Mapping[str, Any], template: Template) -> None:
     """Raises UnsafeTemplate when the template has a file for .git, which the rendering left out without a word.
 
     A dry run names every path and writes none. It reads the template's files without their own .git folder, which
     would be listed, too. What it cannot render it does not judge: the guard sees what was really written.
     """
-    mirrors, bare, plain = scratch / "mirrors", scratch / "template.git", scratch / "template"
-    fetched = [str(mirror) for mirror in mirrors.glob("*.git")] or [str(Path(source.url).expanduser())]
-    plain.mkdir()
-    git("clone", "-q", "--bare", "--", fetched[0], str(bare), cwd=plain)
-    tree = f"--work-tree={plain}"
-    if attempt(f"--git-dir={bare}", tree, "checkout", "-q", "-f", version, "--", ".", cwd=plain).returncode:
-        git(f"--git-dir={bare}", tree, "checkout", "-q", "-f", "HEAD", "--", ".", cwd=plain)  # a draft of its author's
+    plain = scratch / "template"
+    template.unpack(plain)
     listing = io.StringIO()
     with (
         contextlib.suppress(SourceError, AnswerError),
-        _copier_for(source, answers, mirrors),
+        _copier_for(source, answers, scratch / "mirrors"),
         contextlib.redirect_stderr(listing),
         contextlib.redirect_stdout(listing),
     ):
@@ -218,8 +301,8 @@ def _ours(error: Exception, source: Source, answers: Mapping[str, Any]) -> Scaff
     if isinstance(error, copier.errors.UnsafeTemplateError):
         return UnsafeTemplate(
             said.splitlines()[0],
-            why="tasks, migrations and extensions run commands on your machine, and scaffold runs none.",
-            fix=f"read the template; if you trust it, use Copier itself: copier copy --trust {source.url} PATH",
+            why="tasks, migrations and extensions run commands on your machine, which takes your word.",
+            fix="read the template; if you trust it, say so: --trust",
         )
     if isinstance(error, copier.errors.ForbiddenPathError):
         return UnsafeTemplate(
@@ -236,12 +319,6 @@ def _ours(error: Exception, source: Source, answers: Mapping[str, Any]) -> Scaff
             f"The template's question {match[1]!r} has no answer.",
             why="it has no default either.",
             fix=f"--set {match[1]}=...",
-        )
-    if "Downgrades are not supported" in said:
-        return UpdateError(
-            said.splitlines()[0],
-            why="an update only goes forward.",
-            fix="go back with git instead: git revert the commit that updated the project.",
         )
     if "Unknown revision" in said:
         return SourceError(

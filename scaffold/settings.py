@@ -31,7 +31,13 @@ _REPOSITORY_VARIABLES = (
 
 @dataclass(frozen=True, kw_only=True)
 class Limits:
-    """How much one rendering may write."""
+    """How much one rendering may take."""
+
+    seconds: float = 60.0
+    """From its start to its end; a template of ours takes half a second."""
+
+    memory: int = 1_000_000_000
+    """Bytes, beyond what the process has when it starts."""
 
     files: int = 5_000
     """Files, folders and links together."""
@@ -41,6 +47,16 @@ class Limits:
 
     total_bytes: int = 100_000_000
     """Of all files together."""
+
+
+def config_folder() -> Path:
+    """What the user decided: names for templates, presets, sources that were confirmed."""
+    return Path(os.environ.get("XDG_CONFIG_HOME") or "~/.config").expanduser() / DISTRIBUTION
+
+
+def cache_folder() -> Path:
+    """What can be fetched or made again."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / DISTRIBUTION
 
 
 def project_bundle() -> Path:

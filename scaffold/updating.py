@@ -1,61 +1,111 @@
-"""A project brought to another version of its template, by Copier's own update.
+"""A project brought to another version of its templates, by a real merge: what it was made from, what the user has made of
+it, what the templates make of it now. Nothing is committed.
 
-What Copier answers with a traceback, or by half an update, is found out before anything is touched: the new version is
-rendered elsewhere and guarded first. When Copier fails all the same, the project is put back as it was.
+All layers are rendered twice, as they were and as they are, one on top of the other; the two results and the project's
+last commit are merged once and applied once.
 """
 
 from __future__ import annotations
 
+import shutil
 import tempfile
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-import yaml
-
-from scaffold import bundle, catalog, git, settings
-from scaffold.catalog import Source
-from scaffold.errors import SourceError, UpdateError, nearest
+from scaffold import (
+    __version__,
+    applying,
+    catalog,
+    fetching,
+    git,
+    merging,
+    patterns,
+    projects,
+    rendering,
+    settings,
+    trust,
+)
+from scaffold.applying import Change
+from scaffold.errors import AnswerError, SourceError, UpdateError, nearest
+from scaffold.fetching import Template
 from scaffold.interrupts import undisturbed
-from scaffold.rendering import check_names, render
-from scaffold.rendering import update as copier_update
+from scaffold.merging import Labels, Merged, Repository
+from scaffold.projects import Applied, Project
+from scaffold.rendering import Layer
 
-_MARKERS = (b"<<<<<<< before updating", b">>>>>>> after updating")
+Choose = Callable[[str, str, Sequence[str]], str]
+"""Asked for a new answer: of a question's name, the old answer and the choices there are now."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Updated:
-    """What an update did. Nothing of it is committed."""
+    """What an update did, or would do."""
 
     path: Path
-    before: str
-    after: str
-    changed: tuple[str, ...]
-    """Files that differ from the last commit, relative to ``path``."""
-    conflicts: tuple[str, ...]
-    """Those of them where both sides are left for the user."""
 
-    def summary(self) -> list[str]:
-        """For people to read."""
-        if not self.changed:
-            return [f"{self.path} is at template {self.after}: nothing to do."]
-        lines = [f"Updated {self.path} from template {self.before} to {self.after}."]
-        lines += [f"  {'conflict' if file in self.conflicts else 'changed '}  {file}" for file in self.changed]
-        if self.conflicts:
-            lines.append("Resolve the conflicts (look for <<<<<<<), then: git add -A && git commit")
-        else:
-            lines.append("Look at it with git diff HEAD, then: git add -A && git commit")
-        return lines
+    before: Mapping[str, str]
+    """Version of each layer, by its name."""
+
+    after: Mapping[str, str]
+    """The same afterwards."""
+
+    changes: tuple[Change, ...]
+
+    notes: tuple[str, ...] = ()
+    """What the user should know besides."""
+
+    difference: str = ""
+    """As a patch or a summary, where asked for."""
+
+    dry: bool = False
+    """Nothing was written."""
+
+    @property
+    def conflicts(self) -> tuple[str, ...]:
+        """Files where both sides are left for the user."""
+        return tuple(change.path for change in self.changes if change.kind == "conflict")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Step:
+    """One layer, before and after. Of a layer that comes or goes, one of the two is missing."""
+
+    name: str
+    old: Template | None
+    new: Template | None
+    applied: Applied | None = None
+    answers: Mapping[str, Any] = field(default_factory=dict)
+    """Given anew."""
+    answers_file: str
+
+    @property
+    def idle(self) -> bool:
+        """It stays as it is."""
+        return bool(self.old and self.new and self.old.commit == self.new.commit and not self.answers)
 
 
 def update(
-    path: Path, *, to: str | None, answers: Mapping[str, Any], in_place: Callable[[Path], None] | None = None
+    path: Path,
+    *,
+    to: str | None = None,
+    answers: Mapping[str, Any] | None = None,
+    dry_run: bool = False,
+    show: str | None = None,
+    trust_tasks: bool = False,
+    choose: Choose | None = None,
+    in_place: Callable[[Path], None] | None = None,
 ) -> Updated:
-    """Bring the project at ``path`` to version ``to``, or the newest one.
+    """Bring the project at ``path``, with all its layers, to the newest version of their templates.
 
     Args:
+        to: Version of the base, or of a layer as ``NAME=VERSION``. The others then stay where they are.
         answers: To new questions, or instead of recorded answers. What is open beyond them gets its default.
+        dry_run: Write nothing.
+        show: Also return the difference: ``"diff"`` or ``"stat"``.
+        trust_tasks: The templates' tasks and migrations may run.
+        choose: Asked when a recorded answer is no choice any more; without it that is an error.
         in_place: Told the project's path as soon as its files are the updated ones: a signal that stops the command
             before this call leaves the project as it was, one after it leaves it updated.
 
@@ -63,142 +113,344 @@ def update(
         ScaffoldError: It cannot be; the project is as it was.
     """
     git.require_git()
-    project = path.expanduser().resolve()
-    last = _last_answers(project)
-    before = str(last["_commit"])
-    _require_clean(project)
-    source = _source(last, before, to)
-    after = _probe(source, project.name, last, answers)
-    if after != before or answers:
-        _merge(project, source, answers, in_place)
-    changed = tuple(_changed(project))
-    conflicts = tuple(file for file in changed if _is_conflict(project, file))
-    return Updated(path=project, before=before, after=after, changed=changed, conflicts=conflicts)
+    project = projects.find(path)
+    repository = merging.repository(project.root)
+    applying.require_ready(repository)
+    _require_same_host(repository, project)
+    steps = _steps(project, to, answers or {})
+    before = {step.name: step.applied.commit for step in steps if step.applied}
+    after = {step.name: step.new.version for step in steps if step.new}
+    if all(step.idle for step in steps):
+        return Updated(path=project.root, before=before, after=after, changes=(), dry=dry_run)
+    notes: list[str] = []
+    if _runs_commands(steps):
+        merged = _by_copier(repository, steps, trust_tasks)
+    else:
+        merged, notes = combine(project, repository, steps, answers or {}, choose)
+    return put(
+        project, repository, merged,
+        before=before, after=after, notes=notes, dry_run=dry_run, show=show, in_place=in_place,
+    )  # fmt: skip
 
 
-def _last_answers(project: Path) -> Mapping[str, Any]:
-    file = project / settings.ANSWERS_FILE
-    if not file.is_file():
-        parent = next((folder for folder in project.parents if (folder / settings.ANSWERS_FILE).is_file()), None)
-        raise UpdateError(
-            f"{project} is not a project made by scaffold.",
-            why=f"there is no {settings.ANSWERS_FILE} in it.",
-            fix=f"scaffold update {parent}" if parent else "run this in such a project, or name its folder.",
-        )
-    try:
-        answers = yaml.safe_load(file.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError):
-        answers = None
-    if not isinstance(answers, dict) or not isinstance(answers.get("_src_path"), str):
-        raise UpdateError(
-            f"{file} does not name a template.",
-            why="it should be a list of answers with a _src_path.",
-            fix=f"take it back from git: git checkout HEAD -- {settings.ANSWERS_FILE}",
-        )
-    if not answers.get("_commit"):
-        raise UpdateError(
-            f"{file} does not say which version of the template the project is at.",
-            why="it was made from a template that is not in git, so there is nothing to compare with.",
-            fix=f"add the line _commit: TAG to {settings.ANSWERS_FILE}, with the version it was made from.",
-        )
-    return answers
+@dataclass(frozen=True, kw_only=True)
+class Undone:
+    """What the undoing of an update did."""
+
+    path: Path
+    files: tuple[str, ...]
+    """As they were before it."""
+    kept: str | None
+    """The commit that keeps what was written into them since, if anything was."""
 
 
-def _require_clean(project: Path) -> None:
-    status = git.attempt("status", "--porcelain", "--", ".", cwd=project)
-    if status.returncode:
-        raise UpdateError(
-            f"{project} is not in a git repository.",
-            why="an update is merged with your own changes, and git keeps them apart.",
-            fix="git init && git add -A && git commit -m 'Before the update'",
-        )
-    if git.attempt("rev-parse", "--verify", "-q", "HEAD", cwd=project).returncode:
-        raise UpdateError(
-            f"{project} has no commit yet.",
-            why="an update is merged with what you committed.",
-            fix="git add -A && git commit -m 'Before the update'",
-        )
-    if lines := status.stdout.splitlines():
-        some = ", ".join(line[3:] for line in lines[:3]) + (f" and {len(lines) - 3} more" if len(lines) > 3 else "")
-        raise UpdateError(
-            f"{project} has changes that are not committed: {some}.",
-            why="an update could not be told from them, or undone without them.",
-            fix="git add -A && git commit -m 'Before the update' (or git stash)",
-        )
-
-
-def _source(last: Mapping[str, Any], before: str, to: str | None) -> Source:
-    """The recorded source at the wanted version.
+def abort(path: Path) -> Undone:
+    """Undo the last update of the project at ``path``, as long as nothing was committed since.
 
     Raises:
-        SourceError: It is gone, or has not got one of the two versions.
-        UpdateError: The wanted version is older.
+        UpdateError: There is none.
     """
-    source = catalog.recorded(last["_src_path"])
-    # A number of ours is written with or without its v.
-    wanted = f"v{to}" if to and bundle.version_of(f"v{to}") and source.trusted else to
-    source = replace(source, reference=wanted or source.reference)
-    if not source.trusted:
-        return source
-    tags = bundle.releases(settings.project_bundle() if not source.git_config else settings.SHIPPED_BUNDLE)
-    for tag in filter(None, [before, wanted]):
-        if tag not in tags:
-            raise SourceError(
-                f"This scaffold does not have version {tag} of the template.",
-                why=f"it has {', '.join(tags)}.",
-                fix=f"--to {nearest(tag, tags) or tags[-1]}" if tag == wanted else "pip install -U treadle-scaffold",
-            )
-    newest = wanted or tags[-1]
-    if (bundle.version_of(newest) or ()) < (bundle.version_of(before) or ()):
+    git.require_git()
+    start = path.expanduser().resolve()
+    root = next((folder for folder in (start, *start.parents) if (folder / settings.ANSWERS_FILE).exists()), start)
+    repository = merging.repository(root)  # not the project's answers: they may be in conflict
+    with undisturbed():
+        files, kept = applying.abort(repository)
+    return Undone(path=root, files=files, kept=kept)
+
+
+def put(
+    project: Project,
+    repository: Repository,
+    merged: Merged,
+    *,
+    before: Mapping[str, str],
+    after: Mapping[str, str],
+    notes: Iterable[str] = (),
+    dry_run: bool = False,
+    show: str | None = None,
+    in_place: Callable[[Path], None] | None = None,
+) -> Updated:
+    """Apply what was merged, or say what applying it would do."""
+    planned = applying.changes(repository, merged)
+    difference = applying.difference(repository, merged, stat=show == "stat") if show else ""
+    if planned and not dry_run:
+        with undisturbed():
+            applying.apply(repository, merged, planned)
+            if in_place:
+                in_place(project.root)
+    gone = [f"{path} stays deleted: you deleted it, the template has changed it." for path in merged.kept_deleted]
+    return Updated(
+        path=project.root,
+        before=before,
+        after=after,
+        changes=planned,
+        notes=(*notes, *gone),
+        difference=difference,
+        dry=dry_run,
+    )
+
+
+def combine(
+    project: Project,
+    repository: Repository,
+    steps: Sequence[Step],
+    answers: Mapping[str, Any],
+    choose: Choose | None = None,
+) -> tuple[Merged, list[str]]:
+    """Render all layers as they were and as they are to be, and merge."""
+    with tempfile.TemporaryDirectory(prefix="scaffold-update-", ignore_cleanup_errors=True) as scratch:
+        old, new = (Path(scratch) / side / project.root.name for side in ("old", "new"))
+        for folder in (old, new):
+            folder.mkdir(parents=True)
+        was = [(step, step.old) for step in steps if step.old]
+        now = [(step, step.new) for step in steps if step.new]
+        steps_now = [step for step, _ in now]
+        stacks = [
+            (old, [_as_it_was(step, template) for step, template in was]),
+            (new, [_as_it_is(step, template, answers) for step, template in now]),
+        ]
+        renderings = _render_choosing(stacks, steps_now, choose)
+        if answers:
+            _check_names(answers, renderings)
+        notes = _new_questions(steps_now, renderings)
+        notes += list(dict.fromkeys(note for rendering in renderings for note in rendering.notes))
+        tree = merging.project_tree(repository)
+        _leave_generated(steps, repository, tree, old, new)
+        merged = merging.merge(
+            repository,
+            before=merging.write_tree(repository, old),
+            project=tree,
+            after=merging.write_tree(repository, new),
+            labels=_labels(steps),
+        )
+    return merged, notes
+
+
+def _steps(project: Project, to: str | None, answers: Mapping[str, Any]) -> list[Step]:
+    name, _, wanted = to.rpartition("=") if to else ("", "", "")
+    name = name or "base"
+    names = [applied.name for applied in project.layers]
+    if to and name not in names:
         raise UpdateError(
-            f"The project is at {before}, which is newer than {newest}.",
+            f"--to {to}: the project has no layer {name!r}.",
+            why=f"its layers are: {', '.join(names)}.",
+            fix=f"--to {nearest(name, names) or names[-1]}={wanted}",
+        )
+    steps = []
+    for applied in project.layers:
+        stays = bool(to) and applied.name != name
+        steps.append(_step(applied, wanted if to and not stays else None, answers, stays=stays))
+    return steps
+
+
+def _step(applied: Applied, wanted: str | None, answers: Mapping[str, Any], *, stays: bool) -> Step:
+    source = catalog.recorded(applied.src_path)
+    newest = fetching.fetch(replace(source, reference=None))
+    old = fetching.recorded(newest, applied)
+    new = old if stays else newest.at(_full(wanted, newest)) if wanted else newest
+    if not wanted and not stays and _is_older(new, old):
+        new = old  # made from a commit after the newest release
+    if _is_older(new, old):
+        raise UpdateError(
+            f"The project is at {applied.commit} of {source.name}, which is newer than {new.version}.",
             why="an update only goes forward.",
             fix="go back with git instead: git revert the commit that updated the project.",
         )
-    return replace(source, reference=newest)
+    require_scaffold(new)
+    return Step(
+        name=applied.name,
+        old=old,
+        new=new,
+        applied=applied,
+        answers={key: value for key, value in answers.items() if key in new.config or key in applied.answers},
+        answers_file=applied.answers_file,
+    )
 
 
-def _probe(source: Source, name: str, last: Mapping[str, Any], answers: Mapping[str, Any]) -> str:
-    """Render the new version elsewhere, for the guard to see; returns the version Copier will record."""
-    known = {key: value for key, value in last.items() if not key.startswith("_")}
-    with tempfile.TemporaryDirectory(prefix="scaffold-update-") as folder:
-        probe = render(source, Path(folder) / name, answers=answers, defaults=known, ask=False)
-    check_names(probe, answers)
-    return probe.version or ""
+def require_scaffold(template: Template) -> None:
+    """Raises UpdateError when the template wants a newer scaffold than this one."""
+    wanted = template.settings.get("requires")
+    if wanted is None:
+        return
+    from packaging.specifiers import InvalidSpecifier, SpecifierSet
 
-
-def _merge(project: Path, source: Source, answers: Mapping[str, Any], in_place: Callable[[Path], None] | None) -> None:
-    """Copier's update of a clean project, which is put back as it was when that fails or is stopped."""
-    updated = False
     try:
-        copier_update(project, source, answers=answers)
-        with undisturbed():
-            updated = True
-            if in_place:
-                in_place(project)
-    except BaseException:
-        if updated:  # stopped, but too late
-            raise
-        with undisturbed():
-            git.attempt("reset", "-q", "--", ".", cwd=project)
-            git.attempt("checkout", "-q", "HEAD", "--", ".", cwd=project)
-            git.attempt("clean", "-q", "-f", "-d", "--", ".", cwd=project)
-        raise
+        fits = SpecifierSet(str(wanted)).contains(__version__, prereleases=True)
+    except InvalidSpecifier:
+        raise SourceError(
+            f"The template {template.source.name} requires scaffold {wanted!r}, which is no range of versions.",
+            why="its copier.yml says so, under _scaffold: requires.",
+            fix='tell its author: it should read like ">=0.2"',
+        ) from None
+    if not fits:
+        raise UpdateError(
+            f"{template.source.name} {template.version} needs scaffold {wanted}, and this is {__version__}.",
+            why="the template uses what this version does not know.",
+            fix="pip install -U treadle-scaffold, or stay with an older template: --to VERSION",
+        )
 
 
-def _changed(project: Path) -> list[str]:
-    # Copier leaves *.rej where it could not merge, and a project's .gitignore may hide them.
-    lines = git.git("status", "--porcelain", "-z", "--no-renames", "-uall", "--ignored", "--", ".", cwd=project)
-    prefix = git.git("rev-parse", "--show-prefix", cwd=project).strip()
-    entries = (entry for entry in lines.split("\0") if entry)
-    files = ((entry[:2], entry[3:].removeprefix(prefix)) for entry in entries)
-    return sorted(file for state, file in files if state != "!!" or file.endswith(".rej"))
+def _full(wanted: str, template: Template) -> str:
+    """Releases of the form v1.2.3 may be named without their v."""
+    return f"v{wanted}" if wanted not in template.releases and f"v{wanted}" in template.releases else wanted
 
 
-def _is_conflict(project: Path, file: str) -> bool:
-    if file.endswith(".rej"):
-        return True
-    if git.git("ls-files", "-u", "--", file, cwd=project):
-        return True
-    path = project / file
-    return path.is_file() and any(line.rstrip() in _MARKERS for line in path.read_bytes().splitlines())
+def _is_older(new: Template, old: Template) -> bool:
+    if new.commit == old.commit:
+        return False
+    try:
+        return bool(fetching.version_key(new.version) < fetching.version_key(old.version))
+    except ValueError:  # a commit between two releases
+        order = git.attempt("merge-base", "--is-ancestor", new.commit, old.commit, cwd=old.mirror)
+        return order.returncode == 0
+
+
+def _require_same_host(repository: Repository, project: Project) -> None:
+    """Whoever can change one line of a project must not get their template into it."""
+    for applied in project.layers:
+        committed = git.attempt("show", f"HEAD:{repository.prefix}{applied.answers_file}", cwd=repository.top)
+        if committed.returncode:
+            continue
+        before = projects.parse(committed.stdout, applied.answers_file, project.root).src_path
+        if trust.changed_host(before, applied.src_path):
+            raise UpdateError(
+                f"{applied.answers_file} names another host than it did in the last commit.",
+                why=f"the template came from {before}, and would come from {applied.src_path} now.",
+                fix="if that is right, commit the file first: the change then has an author.",
+            )
+
+
+def _as_it_was(step: Step, template: Template) -> Layer:
+    known = step.applied.answers if step.applied else {}
+    return Layer(template=template, answers={}, defaults=known, answers_file=step.answers_file)
+
+
+def _as_it_is(step: Step, template: Template, answers: Mapping[str, Any]) -> Layer:
+    layer = _as_it_was(step, template)
+    given = (
+        {name: value for name, value in answers.items() if name in template.config} if step.applied else step.answers
+    )
+    return replace(layer, answers=given)
+
+
+def _render_choosing(
+    stacks: list[tuple[Path, list[Layer]]], steps: Sequence[Step], choose: Choose | None
+) -> list[rendering.Rendering]:
+    """Render, and see whether a recorded answer is gone; Copier would take the default without a word."""
+    _, renderings = rendering.render_stacks(stacks)
+    folder, layers = stacks[1]
+    again = False
+    for number, (step, each) in enumerate(zip(steps, renderings, strict=True)):
+        for name, choices, old in _vanished(step, each, layers[number]):
+            if choose is None:
+                raise AnswerError(
+                    f"{name} was {old!r}, which the template does not offer any more.",
+                    why=f"its choices are {', '.join(choices)} now, and which one is right only you know.",
+                    fix=f"--set {name}={nearest(old, choices) or choices[0]}",
+                )
+            given = {**layers[number].answers, name: choose(name, old, choices)}
+            layers[number] = replace(layers[number], answers=given)
+            again = True
+    if again:
+        shutil.rmtree(folder)
+        folder.mkdir()
+        [renderings] = rendering.render_stacks([(folder, layers)])
+    return renderings
+
+
+def _vanished(step: Step, each: rendering.Rendering, layer: Layer) -> Iterable[tuple[str, list[str], str]]:
+    for name, old in (step.applied.answers if step.applied else {}).items():
+        question = layer.template.config.get(name)
+        if name in layer.answers or name not in each.answers or not isinstance(question, dict):
+            continue
+        if str(each.answers[name]) == str(old) or not question.get("choices") or isinstance(old, list):
+            continue
+        offered = question["choices"]
+        values = offered.values() if isinstance(offered, dict) else offered if isinstance(offered, list) else []
+        names = [str(value[1] if isinstance(value, list) and len(value) == 2 else value) for value in values]
+        if names and str(old) not in names and question.get("when", True) is not False:
+            yield name, names, str(old)
+
+
+def _check_names(answers: Mapping[str, Any], renderings: Sequence[rendering.Rendering]) -> None:
+    questions = tuple(dict.fromkeys(name for each in renderings for name in each.questions))
+    rendering.check_names(replace(renderings[0], questions=questions), answers)
+
+
+def _new_questions(steps: Sequence[Step], renderings: Sequence[rendering.Rendering]) -> list[str]:
+    notes = []
+    for step, each in zip(steps, renderings, strict=True):
+        if step.applied is None:
+            continue
+        known = {*step.applied.answers, *step.answers}
+        notes += [
+            f"new question {name}: answered {each.answers[name]!r}. Another answer: --set {name}=..."
+            for name in each.asked
+            if name not in known and name in each.answers
+        ]
+    return notes
+
+
+def _leave_generated(steps: Sequence[Step], repository: Repository, tree: str, old: Path, new: Path) -> None:
+    """What a program writes, such as a lock file, is the project's own once it is there."""
+    globs = [str(glob) for step in steps if step.new for glob in step.new.settings.get("generated") or ()]
+    if not globs:
+        return
+    there = set(repository.git("ls-tree", "-r", "-z", "--name-only", tree).split("\0"))
+    for folder in (old, new):
+        for file in [path for path in folder.rglob("*") if path.is_file()]:
+            name = file.relative_to(folder).as_posix()
+            if name in there and patterns.matches(name, globs):
+                file.unlink()
+
+
+def _labels(steps: Sequence[Step]) -> Labels:
+    base = steps[0]
+    moved = [step for step in steps if not step.idle] or [base]
+    before = [_spoken(step.name, step.old) for step in moved if step.old]
+    after = [_spoken(step.name, step.new) for step in moved if step.new]
+    return Labels(
+        before=f"template {', '.join(before)}" if before else "no template",
+        after=f"template {', '.join(after)}" if after else f"template without {moved[0].name}",
+    )
+
+
+def _spoken(name: str, template: Template) -> str:
+    return template.version if name == "base" else f"{name} {template.version}"
+
+
+def _runs_commands(steps: Sequence[Step]) -> bool:
+    keys = ("_tasks", "_migrations", "_jinja_extensions")
+    return any(template and any(template.config.get(key) for key in keys) for s in steps for template in (s.old, s.new))
+
+
+def _by_copier(repository: Repository, steps: Sequence[Step], trusted: bool) -> Merged:
+    """Copier's own update, in a clone: such a template's migrations work on a project, which a merge of trees has not.
+
+    Raises:
+        UpdateError: Nobody said that its commands may run.
+    """
+    if not trusted:
+        raise UpdateError(
+            "A template of this project runs commands: tasks, migrations or Jinja extensions.",
+            why="they would run on your machine, with your rights, and nobody has said that they may.",
+            fix="read them in the template's copier.yml, then: scaffold update --trust",
+        )
+    with tempfile.TemporaryDirectory(prefix="scaffold-update-", ignore_cleanup_errors=True) as scratch:
+        top = Path(scratch) / "repository"
+        git.git("clone", "-q", "--shared", "--", str(repository.top), str(top), cwd=Path(scratch))
+        clone = top / repository.prefix
+        stages: dict[str, dict[merging.Stage, tuple[str, str]]] = {}
+        for step in steps:
+            if step.new is None or step.idle:
+                continue
+            rendering.update(clone, step.new, answers=step.answers, answers_file=step.answers_file)
+            stages |= merging.unmerged(clone)
+            git.git("add", "-A", "-f", "--", ".", cwd=clone)
+            author = ("-c", "user.name=scaffold", "-c", "user.email=scaffold@localhost")
+            git.git(*author, "commit", "-q", "--no-verify", "--allow-empty", "-m", "updated", cwd=clone)
+        for refused in clone.rglob("*.rej"):
+            stages.setdefault(refused.relative_to(clone).as_posix(), {})
+        tree = merging.take_over(repository, clone, stages)
+    return Merged(tree=tree, conflicts=stages, reasons={}, kept_deleted=())

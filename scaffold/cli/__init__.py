@@ -3,22 +3,23 @@
 from __future__ import annotations
 
 import sys
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from scaffold import __version__
-from scaffold.cli import fleet, layer, new, template, update
+from scaffold.cli import check, fleet, layer, new, template, update
 
 app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, pretty_exceptions_enable=False)
 app.command()(new.new)
 app.command()(update.update)
+app.command()(check.check)
 app.add_typer(layer.app, name="layer")
 app.add_typer(template.app, name="template")
 app.add_typer(fleet.app, name="fleet")
 
 
-_Misuse = typer.BadParameter.__mro__[2]
+_Misuse: Any = typer.BadParameter.__mro__[2]
 """What typer raises for any command line that makes no sense: ClickException, whose own copy some versions carry."""
 
 
@@ -27,7 +28,7 @@ def run() -> None:
     try:
         status = app(prog_name="scaffold", standalone_mode=False)
     except _Misuse as error:
-        error.show()  # type: ignore[attr-defined]
+        error.show()
         sys.exit(1)
     except typer.Abort:
         sys.exit(130)

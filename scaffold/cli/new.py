@@ -24,12 +24,21 @@ def new(
     description: Annotated[str | None, typer.Option(help="One line about the project.")] = None,
     author_name: Annotated[str | None, typer.Option(help="Default: git's user.name.")] = None,
     ci: Annotated[str | None, typer.Option(help="github, gitlab or none.")] = None,
-    answers: Annotated[
+    settings: Annotated[
         list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Answer any question; repeatable.")
+    ] = None,
+    answers: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Answers in a YAML file, a line for each question.")
+    ] = None,
+    preset: Annotated[
+        str | None, typer.Option(metavar="NAME|FILE", help="A named set of answers, the template's or yours.")
     ] = None,
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Ask nothing: take defaults for what is open.")] = False,
     preview: Annotated[bool, typer.Option("--preview", help="Show what would be written; write nothing.")] = False,
     no_git: Annotated[bool, typer.Option("--no-git", help="No repository and first commit.")] = False,
+    trust: Annotated[
+        bool, typer.Option("--trust", help="Let the template run its tasks and extensions on this machine.")
+    ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document; ask nothing.")] = False,
 ) -> None:
     """Start a training project.
@@ -44,31 +53,29 @@ def new(
         plan = creating.Plan(
             path=path,
             source=catalog.find(template),
-            answers={**pairs(answers or []), **{name: value for name, value in flags.items() if value is not None}},
+            answers={**pairs(settings or []), **{name: value for name, value in flags.items() if value is not None}},
+            answers_file=answers,
+            preset=preset,
             ask=not (yes or as_json) and is_terminal(),
             accept_defaults=yes,
             use_git=not no_git,
+            trust=trust,
         )
         if preview:
             creating.preview(plan, _as_json if as_json else _show_preview)
             return
-        created = creating.create(
-            plan, _confirm if plan.ask else None, in_place=lambda _: done.append(f"{path} was made, and is whole")
-        )
+        created = creating.create(plan, in_place=lambda _: done.append(f"{path} was made, and is whole"))
         if as_json:
             print_json(_describe(created, path))
         else:
             _show_created(created, path)
 
 
-def _confirm(rendering: Rendering, files: tuple[str, ...]) -> bool:
-    console.answers(rendering.answers)
-    return console.confirmed(f"Make {rendering.folder.name} with these {len(files)} files?")
-
-
 def _show_preview(rendering: Rendering, files: tuple[str, ...]) -> None:
     console.tree(rendering.folder.name, files)
     console.contents(rendering.folder, files)
+    for text in rendering.notes:
+        console.note(text)
 
 
 def _as_json(rendering: Rendering, files: tuple[str, ...]) -> None:
@@ -78,8 +85,10 @@ def _as_json(rendering: Rendering, files: tuple[str, ...]) -> None:
 
 def _show_created(created: Created, typed: Path) -> None:
     console.tree(created.path.name, created.files)
-    made = f"Made {typed} from template {created.source.name} {created.version or ''}".rstrip()
-    typer.echo(f"\n{made}, {len(created.files)} files{', committed to git' if created.commit else ''}. Next:\n")
+    made = f"Made {typed} from template {created.source.name} {created.version} ({created.template_commit[:12]})"
+    typer.echo(
+        f"\n{console.plain(made)}, {len(created.files)} files{', committed to git' if created.commit else ''}. Next:\n"
+    )
     console.commands(created.next_commands(typed))
     for text in created.all_notes():
         console.note(text)
@@ -88,7 +97,12 @@ def _show_created(created: Created, typed: Path) -> None:
 def _describe(created: Created, typed: Path) -> dict[str, Any]:
     return {
         "path": str(created.path),
-        "template": {"name": created.source.name, "url": created.source.url, "version": created.version},
+        "template": {
+            "name": created.source.name,
+            "url": created.source.url,
+            "version": created.version,
+            "commit": created.template_commit,
+        },
         "answers": dict(created.answers),
         "files": list(created.files),
         "commit": created.commit,

@@ -68,5 +68,5 @@ def pairs(texts: list[str]) -> dict[str, str]:
     return pairs
 
 
-def print_json(document: dict[str, Any]) -> None:
+def print_json(document: Any) -> None:
     typer.echo(json.dumps(document, indent=2, ensure_ascii=False))

@@ -1,0 +1,175 @@
+"""Is a project behind its templates, and are the files that they manage as they left them? For CI; changes nothing."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from scaffold import applying, catalog, fetching, merging, patterns, projects
+from scaffold.errors import SourceError, UpdateError
+from scaffold.projects import Applied, Project
+
+
+@dataclass(frozen=True, kw_only=True)
+class State:
+    """One layer of a project, and how far it is."""
+
+    name: str
+    """``base``, or the layer's."""
+
+    template: str
+    """For people to read."""
+
+    version: str
+    """The project's."""
+
+    newest: str
+    """The newest release; ``version`` where the template has none."""
+
+    behind: int
+    """Releases between the two."""
+
+    answers_file: str
+    """Where the project says so."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Drift:
+    """A file that the template manages, and somebody changed."""
+
+    path: str
+    kind: Literal["changed", "deleted"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Checked:
+    """What was found."""
+
+    path: Path
+    layers: tuple[State, ...]
+    drifted: tuple[Drift, ...]
+    managed: int | None
+    """Files that were looked at; None if none were."""
+
+    @property
+    def behind(self) -> bool:
+        """Of one of its templates, at least."""
+        return any(layer.behind for layer in self.layers)
+
+    @property
+    def fine(self) -> bool:
+        return not self.behind and not self.drifted
+
+
+def check(path: Path, *, drift: bool = False, restore: bool = False) -> Checked:
+    """Look at the project at ``path``.
+
+    Args:
+        drift: Also render it as it was made, and compare the files that its templates manage.
+        restore: And write those that differ as they were, once each is committed as it is.
+
+    Raises:
+        ScaffoldError: It is no project, or a template cannot be reached or rendered.
+    """
+    project = projects.find(path)
+    layers = tuple(_state(applied) for applied in project.layers)
+    drifted, managed = _drift(project, restore) if drift or restore else ((), None)
+    return Checked(path=project.root, layers=layers, drifted=drifted, managed=managed)
+
+
+def _state(applied: Applied) -> State:
+    source = catalog.recorded(applied.src_path)
+    releases = [tag for tag in fetching.newest(source) if not fetching.version_key(tag).is_prerelease]
+    if applied.commit in releases:
+        behind = len(releases) - 1 - releases.index(applied.commit)
+    else:
+        behind = _after(applied.commit, releases)
+    return State(
+        name=applied.name,
+        template=source.name,
+        version=applied.commit,
+        newest=releases[-1] if releases and behind else applied.commit,
+        behind=behind,
+        answers_file=applied.answers_file,
+    )
+
+
+def _after(commit: str, releases: Sequence[str]) -> int:
+    """How many releases are newer than a version that is none, such as ``v1.0.0-3-gabc1234``."""
+    tag = commit.rsplit("-", 2)[0] if commit.count("-") >= 2 else commit
+    try:
+        now = fetching.version_key(tag)
+    except ValueError:
+        return 1 if releases else 0  # a bare commit: any release is the better place to be
+    return sum(fetching.version_key(release) > now for release in releases)
+
+
+def _drift(project: Project, restore: bool) -> tuple[tuple[Drift, ...], int]:
+    from scaffold.rendering import Layer, render_stacks  # with Copier, which takes longer than all the rest
+
+    layers, globs = [], []
+    for applied in project.layers:
+        template = _recorded(applied)
+        globs += _managed(template)
+        layers.append(Layer(template=template, answers={}, defaults=applied.answers, answers_file=applied.answers_file))
+    if not globs:
+        return (), 0
+    found, count = [], 0
+    with tempfile.TemporaryDirectory(prefix="scaffold-check-", ignore_cleanup_errors=True) as scratch:
+        folder = Path(scratch) / project.root.name
+        folder.mkdir()
+        render_stacks([(folder, layers)])
+        for file in sorted(path for path in folder.rglob("*") if path.is_file()):
+            name = file.relative_to(folder).as_posix()
+            if patterns.matches(name, globs):
+                count += 1
+                here = project.root / name
+                if not here.is_file():
+                    found.append(Drift(path=name, kind="deleted"))
+                elif _lines(here) != _lines(file):
+                    found.append(Drift(path=name, kind="changed"))
+        if restore:
+            _restore(project.root, folder, found)
+    return tuple(found), count
+
+
+def _restore(root: Path, rendered: Path, found: Sequence[Drift]) -> None:
+    paths = [each.path for each in found]
+    dirty = [path for path in applying.uncommitted(merging.repository(root)) if path in paths]
+    if dirty:
+        raise UpdateError(
+            f"{dirty[0]} was changed and not committed.",
+            why="what is in it could not be got back.",
+            fix="commit it first, then run the same command again.",
+        )
+    for path in paths:
+        target = root / path
+        target.parent.mkdir(parents=True, exist_ok=True)
+        fresh = target.with_name(f".{target.name}.scaffold")
+        shutil.copy2(rendered / path, fresh)
+        fresh.replace(target)
+
+
+def _recorded(applied: Applied) -> fetching.Template:
+    newest = fetching.fetch(catalog.recorded(applied.src_path))
+    return fetching.recorded(newest, applied)
+
+
+def _managed(template: fetching.Template) -> list[str]:
+    told = template.settings.get("managed") or []
+    if not isinstance(told, list):
+        raise SourceError(
+            f"The template {template.source.name} says that it manages {told!r}.",
+            why="_scaffold: managed, in its copier.yml, is a list of patterns.",
+            fix='tell its author: it should read like [".github/**"]',
+        )
+    return [str(glob) for glob in told]
+
+
+def _lines(file: Path) -> bytes:
+    """Its content; line ends are git's and the editor's business."""
+    return file.read_bytes().replace(b"\r\n", b"\n")
