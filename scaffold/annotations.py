@@ -53,6 +53,8 @@ def _findings(checked: Checked) -> Iterator[_Finding]:
                 f"{layer.template} {layer.version} is {layer.behind} release{'s' * (layer.behind > 1)} behind "
                 f"{layer.newest}. Run: scaffold update",
             )
+    for file in checked.unresolved:
+        yield _Finding("template-conflict", "error", file, "A conflict waits to be resolved here.")
     for each in checked.drifted:
         yield _Finding(
             "template-drift", "error", each.path, f"The template manages {each.path}, and it was {each.kind} here."

@@ -1,8 +1,8 @@
 """A merged tree put into a project's work tree, all of it or nothing, and taken back again.
 
-What is about to change is looked at first; then one git call writes files and index together, and one more records the
-conflicts. A journal in the git folder says what is going on, so that a process killed anywhere in between leaves something
-that the next call can finish or undo.
+What is about to change is looked at first. Files are then written with an index of our own beside the project's, which it
+replaces at the end in one step: whatever is killed before leaves no lock behind. A journal in the git folder says what is
+going on, so that the next call can finish it or undo it.
 """
 
 from __future__ import annotations
@@ -12,14 +12,15 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
 from scaffold import git
 from scaffold.errors import GitError, UpdateError
-from scaffold.merging import Merged, Repository, graft, project_tree
+from scaffold.merging import NOBODY, Merged, Repository, graft, project_tree
 
 Kind = Literal["added", "changed", "deleted", "renamed", "conflict"]
 
@@ -52,7 +53,8 @@ class Change:
 
 @dataclass(frozen=True, kw_only=True)
 class _Journal:
-    state: Literal["applying", "applied"]
+    state: Literal["applying", "written", "applied", "undoing"]
+    """``written``: all files are, and the index is not in place yet."""
     head: str
     """The commit on top of which it is done."""
     tree: str
@@ -89,6 +91,7 @@ class _Journal:
     @classmethod
     def drop(cls, repository: Repository) -> None:
         cls.file(repository).unlink(missing_ok=True)
+        _own_index(repository).unlink(missing_ok=True)
         with contextlib.suppress(OSError):
             cls.file(repository).parent.rmdir()
 
@@ -105,6 +108,12 @@ def require_ready(repository: Repository) -> None:
             raise UpdateError(
                 f"{repository.root} is in the middle of {what}.", why="an update would get mixed up with it.", fix=fix
             )
+    if (lock := repository.git_dir / "index.lock").exists():
+        raise UpdateError(
+            f"Another git command is at work in {repository.root}, or was killed there.",
+            why=f"it holds {lock}.",
+            fix=f"wait until it is done. If none is running: rm {lock}",
+        )
     unmerged = repository.git("ls-files", "-u", "-z", "--", ".")
     if files := sorted({entry.partition("\t")[2] for entry in unmerged.split("\0") if entry}):
         raise UpdateError(
@@ -141,7 +150,8 @@ def changes(repository: Repository, merged: Merged) -> tuple[Change, ...]:
 def difference(repository: Repository, merged: Merged, *, stat: bool) -> str:
     """The same as a patch, or as git's summary of one."""
     how = ["--stat=100", "--summary"] if stat else ["--patch"]
-    return repository.git("diff-tree", "-r", "--find-renames", *how, project_tree(repository), merged.tree)
+    plain = ("--no-color", "--no-ext-diff", "--no-textconv", "--src-prefix=a/", "--dst-prefix=b/")
+    return repository.git("diff-tree", "-r", "--find-renames", *plain, *how, project_tree(repository), merged.tree)
 
 
 def apply(repository: Repository, merged: Merged, planned: Sequence[Change]) -> None:
@@ -168,15 +178,22 @@ def apply(repository: Repository, merged: Merged, planned: Sequence[Change]) -> 
         paths=tuple(repository.prefix + path for path in touched),
         stages=stages,
     )
-    journal.write(repository)
-    try:
-        repository.git("read-tree", "-m", "-u", "HEAD", whole)
-    except BaseException as error:
-        _undo(repository, journal)
-        if isinstance(error, GitError):
+    with _prepared_index(repository) as index:
+        try:
+            # What git refuses it refuses here, where there is nothing to undo yet.
+            repository.git(*_READ_TREE, "--dry-run", "HEAD", whole, **index)
+        except GitError as error:
             raise _cannot_apply(repository, error) from error
-        raise
-    _finish(repository, journal)
+        journal.write(repository)
+        try:
+            repository.git(*_READ_TREE, "HEAD", whole, **index)
+            _finish(repository, journal)
+        except (GitError, OSError) as error:
+            _undo(repository, journal)
+            raise _cannot_apply(repository, error) from error
+        except BaseException:
+            _undo(repository, journal)
+            raise
 
 
 def abort(repository: Repository) -> tuple[tuple[str, ...], str | None]:
@@ -212,13 +229,14 @@ def _require_untouched(repository: Repository, touched: Iterable[str]) -> None:
     paths = set(touched)
     dirty = set(uncommitted(repository))
     known = set(repository.git("ls-files", "-z").split("\0"))
-    # Files that git ignores are the user's as well; so is a file where the template wants a folder.
-    ignored = {
-        path
+    # Files that git ignores are the user's as well, also where the template wants a folder, or in one that it ends.
+    strange = {
+        place.relative_to(repository.root).as_posix()
         for path in paths
-        if repository.prefix + path not in known and os.path.lexists(repository.root / path) and path not in dirty
+        for place in _standing(repository.root, path)
+        if place.relative_to(repository.top).as_posix() not in known
     }
-    blocked = sorted((paths & dirty) | ignored | {place for path in paths for place in _in_the_way(path, dirty)})
+    blocked = sorted((paths & dirty) | strange)
     if blocked:
         raise UpdateError(
             f"The update would change what is not committed: {_some(blocked)}.",
@@ -227,9 +245,17 @@ def _require_untouched(repository: Repository, touched: Iterable[str]) -> None:
         )
 
 
-def _in_the_way(path: str, dirty: set[str]) -> Iterable[str]:
-    parts = path.split("/")
-    yield from (above for above in ("/".join(parts[:n]) for n in range(1, len(parts))) if above in dirty)
+def _standing(root: Path, path: str) -> Iterator[Path]:
+    """Files that stand where ``path`` is to be: at it, below it, or above it instead of a folder."""
+    place = root
+    for part in path.split("/"):
+        place /= part
+        if place.is_symlink() or (os.path.lexists(place) and not place.is_dir()):
+            yield place
+            return
+    for folder, names, files in os.walk(place):
+        links = [name for name in names if (Path(folder) / name).is_symlink()]
+        yield from (Path(folder) / name for name in (*files, *links))
 
 
 def _require_writable(repository: Repository, touched: Iterable[str]) -> None:
@@ -250,22 +276,47 @@ def _require_writable(repository: Repository, touched: Iterable[str]) -> None:
             )
 
 
-def _cannot_apply(repository: Repository, error: GitError) -> UpdateError:
+def _cannot_apply(repository: Repository, error: GitError | OSError) -> UpdateError:
     full = "No space left" in str(error) or shutil.disk_usage(repository.top).free < 1_000_000
+    said = error.what if isinstance(error, GitError) else str(error)
     return UpdateError(
-        f"The update could not be written: {'the disk is full' if full else error.what.removesuffix('.')}.",
+        f"The update could not be written: {'the disk is full' if full else said.removesuffix('.')}.",
         why="all of it is written, or nothing: the project is as it was.",
-        fix=(
-            "free some space, then run the same command again."
-            if full
-            else "mend that, then run the same command again."
-        ),
+        fix=f"{'free some space' if full else 'mend that'}, then run the same command again.",
     )
 
 
+_READ_TREE = ("-c", "submodule.recurse=false", "read-tree", "-m", "-u")
+
+
+def _own_index(repository: Repository) -> Path:
+    return repository.git_dir / "scaffold" / "index"
+
+
+@contextmanager
+def _prepared_index(repository: Repository) -> Iterator[Mapping[str, str]]:
+    """A copy of the index, as the environment of git calls that work on it. What is locked there is only ever ours."""
+    own = _own_index(repository)
+    own.parent.mkdir(exist_ok=True)
+    own.with_name("index.lock").unlink(missing_ok=True)
+    shutil.copyfile(repository.git_dir / "index", own)
+    try:
+        yield {"GIT_INDEX_FILE": str(own)}
+    finally:
+        own.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            own.parent.rmdir()  # unless the journal is in it
+
+
 def _finish(repository: Repository, journal: _Journal) -> None:
-    if journal.stages:
-        repository.git("update-index", "-z", "--index-info", stdin=journal.stages)
+    """Bring our index, which stands for files that are written already, to the project."""
+    own = _own_index(repository)
+    if own.exists():
+        replace(journal, state="written").write(repository)
+        own.with_name("index.lock").unlink(missing_ok=True)
+        if journal.stages:
+            repository.git("update-index", "-z", "--index-info", stdin=journal.stages, GIT_INDEX_FILE=str(own))
+        own.replace(repository.git_dir / "index")
     replace(journal, state="applied").write(repository)
 
 
@@ -276,15 +327,18 @@ def _undo(repository: Repository, journal: _Journal) -> None:
     for path in journal.paths:  # first, since it frees what a full disk lacks
         if path not in committed:
             _remove(repository.top, path)
-    _pathspec(repository, "reset", "-q", "HEAD", paths=journal.paths)  # checkout refuses what is unmerged
-    _pathspec(repository, "checkout", "-f", "HEAD", paths=[path for path in journal.paths if path in committed])
+    with contextlib.suppress(OSError):
+        replace(journal, state="undoing").write(repository)
+    back = [path for path in journal.paths if path in committed]
+    with _prepared_index(repository) as index:
+        paths = ("--pathspec-from-file=-", "--pathspec-file-nul")
+        literally = ("-c", "submodule.recurse=false", "--literal-pathspecs")
+        # First reset, since checkout refuses what is unmerged.
+        for command, names in ((("reset", "-q"), journal.paths), (("checkout", "-q", "-f"), back)):
+            if names:
+                repository.git(*literally, *command, "HEAD", *paths, stdin="\0".join(names), **index)
+        _own_index(repository).replace(repository.git_dir / "index")
     _Journal.drop(repository)
-
-
-def _pathspec(repository: Repository, *arguments: str, paths: Sequence[str]) -> None:
-    """Literal paths, more than a command line may hold."""
-    for start in range(0, len(paths), 200):
-        repository.git("--literal-pathspecs", *arguments, "--", *paths[start : start + 200])
 
 
 def _remove(top: Path, path: str) -> None:
@@ -311,37 +365,40 @@ def _keep(repository: Repository, journal: _Journal) -> str | None:
         tree = repository.git("write-tree", **environment).strip()
         if tree in (journal.tree, repository.git("rev-parse", f"{journal.head}^{{tree}}").strip()):
             return None
-        # Not the user's commit, so not in the user's name, which git may not know.
-        author: Mapping[str, str] = {
-            "GIT_AUTHOR_NAME": "scaffold",
-            "GIT_AUTHOR_EMAIL": "scaffold@localhost",
-            "GIT_COMMITTER_NAME": "scaffold",
-            "GIT_COMMITTER_EMAIL": "scaffold@localhost",
-        }
         message = "What the work tree held when an update was undone"
-        commit = repository.git("commit-tree", tree, "-p", journal.head, "-m", message, **author).strip()
+        commit = repository.git("commit-tree", tree, "-p", journal.head, "-m", message, **NOBODY).strip()
     repository.git("update-ref", KEPT, commit)
     return commit
 
 
 def _recover(repository: Repository) -> None:
     journal = _Journal.read(repository)
-    if journal is None or journal.state == "applied":
+    if journal and journal.state == "applied":
         return
-    if journal.head != repository.git("rev-parse", "HEAD").strip():  # the user went on
+    if journal is None or journal.head != repository.git("rev-parse", "HEAD").strip():  # the user went on
         _Journal.drop(repository)
         return
-    if git.attempt("diff-index", "--cached", "--quiet", journal.tree, cwd=repository.top).returncode == 0:
+    if journal.state != "undoing" and _is_written(repository, journal):
         _finish(repository, journal)
         return
     if not set(journal.paths) & {repository.prefix + path for path in uncommitted(repository)}:
         _Journal.drop(repository)  # killed before it touched anything
         return
     raise UpdateError(
-        f"An update of {repository.root} was killed while it wrote files.",
+        f"{'The undoing of an' if journal.state == 'undoing' else 'An'} update of {repository.root} was killed while it "
+        "wrote files.",
         why="some of them are the new ones, some the old ones.",
         fix="scaffold update --abort, which puts back the old ones. Then update again.",
     )
+
+
+def _is_written(repository: Repository, journal: _Journal) -> bool:
+    """All files are: git writes an index after the last of them."""
+    own = _own_index(repository)
+    if journal.state == "written" or not own.exists():  # then it is the project's already
+        return True
+    differing = repository.git("diff-index", "--cached", "--name-only", "-z", journal.tree, GIT_INDEX_FILE=str(own))
+    return not set(journal.paths) & set(differing.split("\0"))
 
 
 def _some(names: Sequence[str]) -> str:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from scaffold import applying, catalog, fetching, merging, patterns, projects
+from scaffold import applying, catalog, fetching, git, merging, patterns, projects
 from scaffold.errors import SourceError, UpdateError
 from scaffold.projects import Applied, Project
 
@@ -54,6 +54,8 @@ class Checked:
     drifted: tuple[Drift, ...]
     managed: int | None
     """Files that were looked at; None if none were."""
+    unresolved: tuple[str, ...]
+    """Files in which an update, or another merge, waits for somebody to decide."""
 
     @property
     def behind(self) -> bool:
@@ -62,7 +64,7 @@ class Checked:
 
     @property
     def fine(self) -> bool:
-        return not self.behind and not self.drifted
+        return not (self.behind or self.drifted or self.unresolved)
 
 
 def check(path: Path, *, drift: bool = False, restore: bool = False) -> Checked:
@@ -78,7 +80,8 @@ def check(path: Path, *, drift: bool = False, restore: bool = False) -> Checked:
     project = projects.find(path)
     layers = tuple(_state(applied) for applied in project.layers)
     drifted, managed = _drift(project, restore) if drift or restore else ((), None)
-    return Checked(path=project.root, layers=layers, drifted=drifted, managed=managed)
+    unresolved = tuple(_unresolved(project.root))
+    return Checked(path=project.root, layers=layers, drifted=drifted, managed=managed, unresolved=unresolved)
 
 
 def _state(applied: Applied) -> State:
@@ -106,6 +109,11 @@ def _after(commit: str, releases: Sequence[str]) -> int:
     except ValueError:
         return 1 if releases else 0  # a bare commit: any release is the better place to be
     return sum(fetching.version_key(release) > now for release in releases)
+
+
+def _unresolved(root: Path) -> list[str]:
+    listed = git.attempt("ls-files", "-u", "-z", "--", ".", cwd=root).stdout
+    return sorted({entry.partition("\t")[2] for entry in listed.split("\0") if entry})
 
 
 def _drift(project: Project, restore: bool) -> tuple[tuple[Drift, ...], int]:

@@ -329,7 +329,11 @@ def _no_version(source: Source, reference: str, releases: Iterable[str]) -> Sour
             if known
             else "it has no releases, and no such branch or commit."
         ),
-        fix=f"use {guess}." if guess else "leave the version out, which takes its newest commit.",
+        fix=(
+            f"take {guess}: --to {guess}, or @{guess} after the template's name."
+            if guess
+            else "leave the version out, which takes its newest commit."
+        ),
     )
 
 

@@ -20,18 +20,18 @@ from scaffold.errors import GitError, UpdateError
 Stage = Literal["1", "2", "3"]
 """As in git's index: the template before, the project, the template now."""
 
-_NOBODY = {
+NOBODY = {
     "GIT_AUTHOR_NAME": "scaffold",
     "GIT_AUTHOR_EMAIL": "scaffold@localhost",
-    "GIT_AUTHOR_DATE": "2026-01-01T00:00:00+0000",
     "GIT_COMMITTER_NAME": "scaffold",
     "GIT_COMMITTER_EMAIL": "scaffold@localhost",
-    "GIT_COMMITTER_DATE": "2026-01-01T00:00:00+0000",
 }
+"""Whose commits those are: not the user's, whose name git may not know."""
 # Folders that the template renames do not take the user's own files along, and every pair of files is looked at.
 _RULES = (
     "-c", "merge.conflictStyle=diff3", "-c", "merge.directoryRenames=false", "-c", "merge.renames=true",
-    "-c", "merge.renameLimit=0", "-c", "diff.renameLimit=0", "-c", "rerere.enabled=false",
+    "-c", "merge.renameLimit=0", "-c", "diff.renameLimit=0", "-c", "rerere.enabled=false", "-c", "merge.default=text",
+    "-c", "merge.renormalize=false", "-c", "merge.verifySignatures=false",
 )  # fmt: skip
 _IN_MEMORY = (2, 38)
 """The first git with merge-tree --write-tree."""
@@ -174,18 +174,16 @@ def merge(repository: Repository, *, before: str, project: str, after: str, labe
         project: What the user has made of it.
         after: The template's new rendering.
     """
-    names = {labels.project: "project", labels.before: "before", labels.after: _branch(labels.after)}
+    ours, theirs = "project", _branch(labels.after)
     with _workshop(repository) as workshop:
-        commits = {labels.before: workshop.commit(before)}
-        for label, tree in ((labels.project, project), (labels.after, after)):
-            commits[label] = workshop.commit(tree, parent=commits[labels.before])
-            workshop.branch(names[label], commits[label])
-        ours, theirs = names[labels.project], names[labels.after]
+        base = workshop.commit(before)
+        for name, side in ((ours, project), (theirs, after)):
+            workshop.branch(name, workshop.commit(side, parent=base))
         merged = workshop.merge_in_memory(ours, theirs) if git.version() >= _IN_MEMORY else None
         tree, stages, reasons = merged or workshop.merge_in_work_tree(ours, theirs)
         tree, kept_deleted = _keep_deleted(workshop, tree, stages)
         spoken = {ours: labels.project, "HEAD": labels.project, theirs: labels.after}
-        tree = _relabel(workshop, tree, stages, spoken, labels.before)
+        tree = _relabel(workshop, tree, stages, spoken, {base: labels.before})
     return Merged(tree=tree, conflicts=stages, reasons=reasons, kept_deleted=tuple(kept_deleted))
 
 
@@ -198,7 +196,7 @@ class _Workshop:
     def __init__(self, folder: Path, repository: Repository) -> None:
         self._folder = folder
         self._environment = {
-            **_NOBODY,
+            **NOBODY,
             "GIT_DIR": str(folder / "git"),
             "GIT_OBJECT_DIRECTORY": str(repository.objects),
             "GIT_INDEX_FILE": str(folder / "index"),
@@ -207,6 +205,10 @@ class _Workshop:
         (folder / "git/refs/heads").mkdir(parents=True)
         (folder / "git/objects").mkdir()
         (folder / "git/HEAD").write_text("ref: refs/heads/none\n")
+        (folder / "git/info").mkdir()
+        # Contents are merged as they are stored: no attribute, of the project or of the user, has a say.
+        attributes = "* -text !eol !merge !diff !filter !ident !working-tree-encoding !conflict-marker-size\n"
+        (folder / "git/info/attributes").write_text(attributes)
         sha256 = repository.format == "sha256"
         (folder / "git/config").write_text(
             f"[core]\n\trepositoryformatversion = {int(sha256)}\n\tbare = true\n\tautocrlf = false\n\tfileMode = true\n"
@@ -337,23 +339,32 @@ def _keep_deleted(workshop: _Workshop, tree: str, stages: _Stages) -> tuple[str,
     return tree, sorted(gone)
 
 
-def _relabel(workshop: _Workshop, tree: str, stages: _Stages, spoken: Mapping[str, str], before: str) -> str:
+def _relabel(
+    workshop: _Workshop, tree: str, stages: _Stages, spoken: Mapping[str, str], bases: Mapping[str, str]
+) -> str:
     """The tree, with markers that say whose side is whose."""
     names = "|".join(map(re.escape, sorted(spoken, key=len, reverse=True)))
-    side = re.compile(rb"^(<{7,}|>{7,}) (" + names.encode() + rb")(:[^\r\n]*)?(\r?)$", re.MULTILINE)
-    base = re.compile(rb"^(\|{7,}) [^\r\n]*?(:[^\r\n]*)?(\r?)$", re.MULTILINE)
+    marker = re.compile(
+        rb"^(<{7,}|\|{7,}|>{7,}) (" + names.encode() + rb"|[0-9a-f]{7,64})(:[^\r\n]*)?(\r?)$", re.MULTILINE
+    )
 
     def say(match: re.Match[bytes]) -> bytes:
-        return match[1] + b" " + spoken[match[2].decode()].encode() + (match[3] or b"") + match[4]
+        name = match[2].decode()
+        is_base = match[1].startswith(b"|")
+        labels = (
+            [label for commit, label in bases.items() if commit.startswith(name)] if is_base else [spoken.get(name)]
+        )
+        if not labels or labels[0] is None:
+            return match[0]  # the user's own line
+        return match[1] + b" " + labels[0].encode() + (match[3] or b"") + match[4]
 
     changed = []
     for path, (mode, name) in workshop.entries(tree, list(stages)).items():
         if mode == "120000" or name in (entry[1] for entry in stages[path].values()):
             continue  # as one of the sides has it, without markers
         content = workshop.read(name)
-        marked = side.sub(say, content)
+        marked = marker.sub(say, content)
         if marked != content:
-            marked = base.sub(lambda match: match[1] + b" " + before.encode() + (match[2] or b"") + match[3], marked)
             changed.append((mode, workshop.write(marked), path))
     return workshop.replace(tree, changed) if changed else tree
 

@@ -51,8 +51,8 @@ def entry(text: str, version: str, day: date, *, more: str | None = None) -> Ent
 def _sections(text: str) -> list[tuple[str, int, int]]:
     """Title of each section, and where what it says starts and ends."""
     headings = list(_HEADING.finditer(text))
-    ends = [heading.start() for heading in headings[1:]] + [len(text)]
-    return [(heading["title"], heading.end(), end) for heading, end in zip(headings, ends, strict=True)]
+    ends = [heading.start() for heading in headings] + [len(text)]
+    return [(heading["title"], heading.end(), end) for heading, end in zip(headings, ends[1:], strict=True)]
 
 
 def _whole(text: str, version: str, start: int, end: int, more: str | None) -> Entry:

@@ -77,17 +77,24 @@ def release(
         commit = repository.write(root, branch, tag, message, entry.text)
         if in_place:
             in_place(tag)
-    remote = upstream.remote if upstream else "origin"
     return Released(
         root=root,
         tag=tag,
         commit=commit,
         message=message,
-        push=(quoted("git", "push", "--atomic", remote, branch, tag),),
+        push=_push(root, branch, tag, upstream),
         suggestion=suggestion,
         notes=tuple(notes),
         dry=dry,
     )
+
+
+def _push(root: Path, branch: str, tag: str, upstream: repository.Upstream | None) -> tuple[str, ...]:
+    if upstream:
+        return (quoted("git", "push", "--atomic", upstream.remote, branch, tag),)
+    remotes = repository.remotes(root)
+    adding = () if remotes else ("git remote add origin URL",)
+    return (*adding, quoted("git", "push", "-u", "--atomic", remotes[0] if remotes else "origin", branch, tag))
 
 
 def _number(version: str) -> Version:

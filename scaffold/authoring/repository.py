@@ -41,6 +41,7 @@ def find(path: Path) -> Path:
 
     Raises:
         TemplateError: There is none.
+        GitError: It has no commit.
     """
     folder = path.expanduser().resolve()
     if not folder.is_dir():
@@ -65,6 +66,12 @@ def find(path: Path) -> Path:
             why="that file at the root of a repository is what makes it one.",
             fix="cd to the template; a new one is made by: scaffold template new PATH",
         )
+    if attempt("rev-parse", "-q", "--verify", "HEAD", cwd=root).returncode:
+        raise GitError(
+            f"{root} has no commit yet.",
+            why="a tag stands for one.",
+            fix="git add -A && git commit -m 'Start the template'",
+        )
     return root
 
 
@@ -86,12 +93,6 @@ def branch(root: Path) -> str:
             "HEAD is detached: no branch is checked out.",
             why="the release's commit would belong to no branch.",
             fix=f"git switch {default or 'main'}",
-        )
-    if attempt("rev-parse", "-q", "--verify", "HEAD", cwd=root).returncode:
-        raise GitError(
-            f"{root} has no commit yet.",
-            why="a tag stands for one.",
-            fix="git add -A && git commit -m 'Start the template'",
         )
     if default and name != default:
         raise GitError(
@@ -174,6 +175,10 @@ def tags(root: Path) -> frozenset[str]:
     return frozenset(git("tag", "--list", cwd=root).splitlines())
 
 
+def remotes(root: Path) -> list[str]:
+    return git("remote", cwd=root).splitlines()
+
+
 def read_changelog(root: Path) -> str:
     """CHANGELOG.md as it was committed.
 
@@ -207,19 +212,19 @@ def write(root: Path, branch: str, tag: str, message: str, changelog_text: str) 
     commit = _commit(root, head, f"Release {tag.removeprefix('v')}", changelog_text)
     described = f"object {commit}\ntype commit\ntag {tag}\ntagger {who}\n\n{message}\n"
     annotated = git("mktag", cwd=root, stdin=described).strip()
+    moves = f"update refs/heads/{branch} {commit} {head}\ncreate refs/tags/{tag} {annotated}\n"
     with undisturbed():
-        if commit != head:
-            git("read-tree", "-m", "-u", head, commit, cwd=root)
-        moves = f"update refs/heads/{branch} {commit} {head}\ncreate refs/tags/{tag} {annotated}\n"
-        moved = attempt("update-ref", "-m", f"release: {tag}", "--stdin", cwd=root, stdin=moves)
-        if moved.returncode:
+        try:
             if commit != head:
-                git("read-tree", "-m", "-u", commit, head, cwd=root)
+                git("read-tree", "-m", "-u", head, commit, cwd=root)
+            git("update-ref", "-m", f"release: {tag}", "--stdin", cwd=root, stdin=moves)
+        except GitError as error:
+            git("checkout", "-q", "HEAD", "--", changelog.FILE, cwd=root)
             raise GitError(
-                f"git could not make the tag {tag}: {(moved.stderr.strip().splitlines() or ['no word'])[-1]}",
+                f"The tag {tag} could not be made: {error.what}",
                 why="branch and tag move together, or not at all; nothing was released.",
                 fix="run the same command again.",
-            )
+            ) from None
     return commit
 
 

@@ -49,9 +49,10 @@ def suggest(root: Path) -> Suggestion:
     if not now.releases:
         return Suggestion(size=None, version=FIRST, since=None, reasons=("it is the first release",))
     tag = now.releases[-1]
-    changes = list(_changes(now.at(tag), now))
+    before = now.at(tag)
+    changes = list(_changes(before, now))
     size: Size = next((size for size in ("major", "minor") if any(c.size == size for c in changes)), "patch")
-    reasons = [change.text for change in changes if change.size == size] or ["only contents of files changed"]
+    reasons = [change.text for change in changes if change.size == size] or [_small(before, now)]
     return Suggestion(size=size, version=_next(tag, size), since=tag, reasons=tuple(reasons))
 
 
@@ -113,6 +114,12 @@ def _of_question(name: str, before: Mapping[str, Any], now: Mapping[str, Any]) -
         yield _Change(size="major", text=f"the question {name} has no default any more")
 
 
+def _small(before: Template, now: Template) -> str:
+    parts = ("copier.yml", "copier.yaml", _subdirectory(now) or ".")
+    same = git.attempt("diff", "--quiet", before.commit, now.commit, "--", *parts, cwd=now.mirror).returncode == 0
+    return "nothing changed of what projects get" if same else "only contents of files changed"
+
+
 def _questions(config: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
     """Those that a project answers, in their long form."""
     long = {
@@ -150,7 +157,11 @@ def _choices(details: Mapping[str, Any]) -> tuple[str, ...] | None:
 
 def _files(template: Template) -> set[str]:
     """What is written into a project, as far as names tell."""
-    subdirectory = str(template.config.get("_subdirectory") or "").partition("{")[0].strip("/")
+    below = _subdirectory(template)
     listed = git.git("ls-tree", "-r", "-z", "--name-only", template.commit, cwd=template.mirror).split("\0")
-    prefix = f"{subdirectory}/" if subdirectory else ""
-    return {name for name in listed if name and name.startswith(prefix)}
+    return {name.removeprefix(f"{below}/") for name in listed if name and (not below or name.startswith(f"{below}/"))}
+
+
+def _subdirectory(template: Template) -> str:
+    """The folder of the template's files; empty for all of the repository."""
+    return str(template.config.get("_subdirectory") or "").partition("{")[0].strip("/")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from scaffold import settings
 from scaffold.catalog import entries, files, shared, sources
@@ -14,7 +14,6 @@ from scaffold.catalog.shipped import BUILT_IN, DESCRIPTIONS, built_in, published
 from scaffold.catalog.sources import Source
 from scaffold.errors import SourceError, nearest
 
-_Kind = TypeVar("_Kind", dict[str, Any], list[str])
 _TITLE = "Names for templates. Written by scaffold template add and remove; comments are not kept."
 
 
@@ -99,7 +98,7 @@ def add(name: str, address: str, *, commit: str | None = None, description: str 
     if not sources.is_remote(new.address):
         sources.at(new.address)
     with files.changing(_path(), _TITLE) as document:
-        templates = _section(document, "templates", dict)
+        templates, _ = _parts(document)
         before = templates.get(name)
         if before is not None and before != new.as_yaml():
             raise SourceError(
@@ -129,7 +128,7 @@ def subscribe(place: str) -> tuple[str, list[Entry], list[str]]:
         )
     shared.fetch(place)
     with files.changing(_path(), _TITLE) as document:
-        places = _section(document, "catalogs", list)
+        _, places = _parts(document)
         if place not in places:
             places.append(place)
     return (place, *shared.read(place))
@@ -142,7 +141,7 @@ def remove(what: str) -> Removed:
         SourceError: It is not in there.
     """
     with files.changing(_path(), _TITLE) as document:
-        templates, places = _section(document, "templates", dict), _section(document, "catalogs", list)
+        templates, places = _parts(document)
         if what in templates:
             details = templates.pop(what)
             return Removed(address=str(details.get("source", "") if isinstance(details, dict) else details))
@@ -183,8 +182,8 @@ def _known() -> Listing:
 def _require_known() -> Listing:
     """The same, but a damaged file of the user's raises SourceError."""
     document = files.read(_path())
+    _, places = _parts(document)
     found, problems = entries.in_document(document, origin="yours", folder=_path().parent)
-    places = _section(document, "catalogs", list)
     for place in places:
         more, wrong = shared.read(place)
         found += more
@@ -199,14 +198,19 @@ def _marked(found: list[Entry]) -> Iterator[Entry]:
         taken.add(entry.name)
 
 
-def _section(document: dict[str, Any], name: str, kind: type[_Kind]) -> _Kind:
-    """A part of the user's catalog, made when missing."""
-    section = document.setdefault(name, kind()) or kind()
-    good = isinstance(section, kind) and (kind is dict or all(isinstance(place, str) and place for place in section))
-    if not good:
-        raise files.damaged(_path(), f"{name} is not a {'mapping' if kind is dict else 'list of texts'}")
-    document[name] = section
-    return section
+def _parts(document: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
+    """The two parts of the user's catalog, to read and to change: names, and places of shared catalogs.
+
+    Raises:
+        SourceError: One is not of its kind.
+    """
+    templates, places = document.get("templates") or {}, document.get("catalogs") or []
+    if not isinstance(templates, dict):
+        raise files.damaged(_path(), "what stands under templates is not a mapping of names")
+    if not isinstance(places, list) or not all(isinstance(place, str) and place for place in places):
+        raise files.damaged(_path(), "what stands under catalogs is not a list of places")
+    document["templates"], document["catalogs"] = templates, places
+    return templates, places
 
 
 def _no_such_name(name: str, text: str, known: Listing) -> SourceError:
@@ -215,10 +219,11 @@ def _no_such_name(name: str, text: str, known: Listing) -> SourceError:
     some = ", ".join(names[:12]) + (f" and {len(names) - 12} more" if len(names) > 12 else "")
     trouble = f" {known.problems[0]}" if known.problems else ""
     suggestion = f"--template {guess or BUILT_IN[0]}"
+    refresh = known.catalogs and (known.problems or not guess)
     return SourceError(
         f"There is no template called {sources.shown(text)}.",
         why=f"the names known here are: {some}; anything else is a git URL or a path.{trouble}",
-        fix=suggestion if guess or not known.catalogs else f"scaffold template list --refresh, or {suggestion}",
+        fix=f"scaffold template list --refresh, or {suggestion}" if refresh else suggestion,
     )
 
 

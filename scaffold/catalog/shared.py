@@ -15,6 +15,7 @@ from hashlib import sha256
 from http.client import HTTPException, HTTPResponse
 from pathlib import Path
 from typing import IO, Any
+from urllib.error import HTTPError
 from urllib.parse import urlsplit
 
 from scaffold import git, settings
@@ -140,8 +141,7 @@ def _clone(place: str) -> bytes:
         folder = Path(name)
         git.git("init", "-q", "--bare", ".", cwd=folder)
         fetch = ("fetch", "-q", "--no-tags")
-        little = ("--depth=1", "--filter=blob:limit=1m")
-        fetched = git.attempt(*fetch, *little, "--", url, reference, cwd=folder, environment=environment)
+        fetched = git.attempt(*fetch, "--depth=1", "--", url, reference, cwd=folder, environment=environment)
         if "dumb http" in fetched.stderr:  # a plain file server, which can't send a part
             fetched = git.attempt(*fetch, "--", url, reference, cwd=folder, environment=environment)
         if fetched.returncode:
@@ -165,6 +165,7 @@ class _SameHost(urllib.request.HTTPRedirectHandler):
         before, after = urlsplit(req.full_url), urlsplit(newurl)
         if (before.scheme, before.netloc) != (after.scheme, after.netloc):
             where = f"{after.scheme}://{after.netloc.rpartition('@')[2]}"
+            fp.close()
             raise OSError(f"the server sends on to {plain(where)[:80]}, which is another one")
         return super().redirect_request(req, fp, code, msg, headers, newurl)
 
@@ -176,6 +177,9 @@ def _download(place: str) -> bytes:
     def work() -> None:
         try:
             outcome.append(_get(place))
+        except HTTPError as error:
+            error.close()
+            outcome.append(OSError(f"the server says {error.code} {error.reason}"))
         except (OSError, HTTPException, ValueError) as error:
             outcome.append(error)
 

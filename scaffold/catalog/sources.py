@@ -19,7 +19,7 @@ _REMOTE = re.compile(r"(git\+)?(https|ssh|http)://|git://|gh:|gl:|[A-Za-z0-9_.-]
 _OTHER_SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*(://|::)")
 _URL = re.compile(r"(?P<prefix>git\+)?(?P<scheme>[a-z]+)://(?P<authority>[^/]*)/?(?P<path>.*)")
 _AUTHORITY = re.compile(
-    r"((?P<user>[^@]*)@)?(?P<host>[A-Za-z0-9][A-Za-z0-9.-]*|\[[0-9A-Fa-f:.]+\])(:(?P<port>[0-9]{1,5}))?"
+    r"((?P<user>[^@#?\\]*)@)?(?P<host>[A-Za-z0-9][A-Za-z0-9.-]*|\[[0-9A-Fa-f:.]+\])(:(?P<port>[0-9]{1,5}))?"
 )
 _SCP = re.compile(r"(?P<user>[A-Za-z0-9_.][A-Za-z0-9_.-]*)@(?P<host>[A-Za-z0-9][A-Za-z0-9.-]*):(?P<path>.*)")
 _USER = re.compile(r"[A-Za-z0-9_.][A-Za-z0-9_.-]*")

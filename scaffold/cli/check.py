@@ -37,7 +37,7 @@ def check(
 ) -> None:
     """Is the project behind its templates, or were managed files changed?
 
-    Exits with 0 when neither, 2 when one of the two.
+    Exits with 0 when neither, 2 when one of the two, or when conflicts wait to be resolved.
 
     Example: scaffold check --drift
     """
@@ -51,7 +51,7 @@ def check(
             _show(checked, restored=restore)
         else:
             typer.echo(annotations.github(checked) if form is Form.github else annotations.gitlab(checked))
-        if checked.behind or (checked.drifted and not restore):
+        if checked.behind or checked.unresolved or (checked.drifted and not restore):
             raise typer.Exit(2)
 
 
@@ -72,6 +72,7 @@ def described(checked: Checked) -> dict[str, Any]:
         ],
         "drifted": [{"path": each.path, "kind": each.kind} for each in checked.drifted],
         "managed": checked.managed,
+        "unresolved": list(checked.unresolved),
     }
 
 
@@ -87,6 +88,8 @@ def _show(checked: Checked, *, restored: bool) -> None:
     if checked.managed is not None and not checked.drifted:
         count = checked.managed
         typer.echo(f"{count} managed file{'s' * (count != 1)}, unchanged" if count else "the template manages no files")
+    for file in checked.unresolved:
+        typer.echo(f"unresolved  {file}: decide, then git add {file}")
     if checked.behind:
         typer.echo("To see what is new: scaffold update --diff")
     if checked.drifted and not restored:

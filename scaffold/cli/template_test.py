@@ -1,7 +1,5 @@
 """``scaffold template test``."""
 
-# ruff: noqa: PT028 - a command with options, which only its name makes look like a test
-
 from __future__ import annotations
 
 from pathlib import Path
@@ -53,7 +51,7 @@ def test(
 
     Example: scaffold template test --quick
     """
-    with reporting(as_json):
+    with reporting(as_json) as done:
         import sys
 
         from scaffold import template_testing
@@ -72,6 +70,8 @@ def test(
                 why="each of them chooses the stages.",
                 fix="give one of them.",
             )
+        if keep:
+            done.append(f"projects are in {keep}")
         chosen = tuple(name.strip() for name in stages.split(",") if name.strip()) if stages else None
         whole = tuple(template_testing.STAGES) if full else template_testing.USUAL
         options = template_testing.Options(

@@ -67,7 +67,7 @@ def rendered(kind: kinds.Kind, name: naming.Name, project: projects.Project) -> 
             raise AnswerError(
                 f"{name.camel} is what the project has already.",
                 why="the new class starts as a variant of it, and needs a name of its own.",
-                fix=f"call it my-{name.snake}.",
+                fix=f"call it my-{name.snake.replace('_', '-')}.",
             )
         values |= {
             "model_class": model.name,
@@ -81,11 +81,11 @@ def rendered(kind: kinds.Kind, name: naming.Name, project: projects.Project) -> 
             why=f"a component of the kind {kind.name} builds on it.",
             fix=f"write {lacking[0]} first.",
         )
-    folder = project.root / "src" / package / name.snake
-    if folder.exists():
+    module = f"src/{package}/{name.snake}"
+    if f"{module}.py" in files and (project.root / module).exists():
         raise ProjectError(
-            f"{folder.relative_to(project.root)} is there already.",
-            why=f"a module {name.snake} beside it would be hidden, or hide it.",
+            f"{module} is there already.",
+            why=f"Python would take that folder for {name.snake}, and never read {module}.py.",
             fix="choose another name.",
         )
     return Component(root=project.root, kind=kind.name, name=name.snake, files=files, next=tuple(commands))

@@ -45,7 +45,8 @@ def parse(typed: str) -> Name:
     snake = re.sub(r"_+", "_", words).strip("_").lower()
     name = Name(snake=snake, camel="".join(word[:1].upper() + word[1:] for word in snake.split("_")))
     if reason := _why_not(name):
-        raise AnswerError(f"{typed!r} cannot be the name of a component.", why=reason, fix=f"call it my-{snake[:20]}.")
+        better = f"my-{snake.replace('_', '-')}"[:25].rstrip("-")
+        raise AnswerError(f"{typed!r} cannot be the name of a component.", why=reason, fix=f"call it {better}.")
     return name
 
 

@@ -53,18 +53,24 @@ def remove(
 
 
 def _as_it_would_be_now(kind: str, name: naming.Name, project: projects.Project) -> dict[str, str]:
-    """Without a record, the files of a component are those that it would be made of today."""
+    """Without a record: the files that the component would be made of today, if they are all there, to the byte."""
     component: Component | None = None
     with suppress(ScaffoldError):
         component = rendered(offering.find(kind, project), name, project)
-    if component and any((project.root / file).exists() for file in component.files):
-        return {file: record.digest(text) for file, text in component.files.items()}
-    known = [f"{of_kind} {called}" for of_kind, called in record.known(project.root)]
-    guess = nearest(f"{kind} {name.snake}", known)
+    if component:
+        hashes = {file: record.digest(text) for file, text in component.files.items()}
+        if all(record.digest_of(project.root / file) == hash_ for file, hash_ in hashes.items()):
+            return hashes
+    known = {called: of_kind for of_kind, called in record.known(project.root)}
+    guess = nearest(name.snake, known)
     raise ProjectError(
         f"{project.root} has no {kind} called {name.snake} that scaffold added.",
-        why=f"it added {', '.join(known)}." if known else "it has added no component here.",
-        fix=f"scaffold remove {guess}" if guess else "look at git log for what was added.",
+        why=(
+            f"it added {', '.join(f'{known[called]} {called}' for called in sorted(known))}."
+            if known
+            else "it has added no component here."
+        ),
+        fix=f"scaffold remove {known[guess]} {guess}" if guess else "look at git log for what was added.",
     )
 
 
@@ -88,6 +94,5 @@ def _changed(
     return ProjectError(
         f"{', '.join(changed)} changed since {kind} {name.snake} was added.",
         why="what you wrote would be lost:\n" + "\n".join(f"    {line}" for line in [*shown[:20], *more]),
-        fix="to delete them all the same: "
-        + quoted("git", "rm", "-f", "--ignore-unmatch", "--", *before, record.path_of(kind, name.snake)),
+        fix="take back the changes, or delete all the same: " + quoted("rm", *before, record.path_of(kind, name.snake)),
     )

@@ -20,7 +20,8 @@ _MOST = 500_000
 
 _HEADING = re.compile(r" {0,3}#{1,6}[ \t]+(?:Step[ \t]+)?(\d{1,4})[.):]?[ \t]+(\S.*)", re.IGNORECASE)
 _ITEM = re.compile(r"(\d{1,4})[.)][ \t]+(\S.*)")
-_FENCE = re.compile(r"[ \t]*(?:\d{1,4}[.)][ \t]+|[-*+][ \t]+)?(`{3,}|~{3,})([^`]*)")
+_FENCE = re.compile(r"[ \t]*(?:\d{1,4}[.)][ \t]+|[-*+][ \t]+)?(`{3,}(?=[^`]*$)|~{3,}).*")
+_MARK = re.compile(r"<!--|-->|`+")
 _TITLE = 80
 """Characters of a title that are shown."""
 
@@ -84,43 +85,33 @@ def parse(text: str) -> tuple[Step, ...]:
 def _outside_of_code(text: str) -> Iterator[tuple[str, list[Check]]]:
     """Each line that is no code, without its comments, and the checks in the comments that end there."""
     fence = ""
-    comment: str | None = None  # what an open comment has so far
+    comment: list[str] | None = None  # what an open comment has so far
     for line in text.splitlines():
         if fence:
             bare = line.strip()
             if bare.startswith(fence) and not bare.strip(fence[0]):
                 fence = ""
             continue
-        if comment is None and (opened := _FENCE.fullmatch(line)) and (opened[1][0] == "~" or "`" not in opened[2]):
+        if comment is None and (opened := _FENCE.fullmatch(line)):
             fence = opened[1]
             continue
-        rest, shown = line, ""
+        shown: list[str] = []
         checks: list[Check] = []
-        while True:
-            if comment is None:
-                before, opens, rest = _open(rest)
-                shown += before
-                if not opens:
-                    break
-                comment = ""
-            inside, closes, rest = rest.partition("-->")
-            comment += inside
-            if not closes:
-                comment += "\n"
-                break
-            checks += _checks(comment)
-            comment = None
-        yield shown.rstrip(), checks
-
-
-def _open(line: str) -> tuple[str, str, str]:
-    """``line`` split at the first comment that is not in `code`."""
-    before, opens, rest = line.partition("<!--")
-    if opens and before.count("`") % 2:
-        code, ends, behind = rest.partition("`")
-        again, opens, rest = _open(behind)
-        return f"{before}<!--{code}{ends}{again}", opens, rest
-    return before, opens, rest
+        begin, in_code = 0, False
+        for mark in _MARK.finditer(line):
+            if comment is not None:
+                if mark[0] == "-->":
+                    checks += _checks("".join((*comment, line[begin : mark.start()])))
+                    comment, begin = None, mark.end()
+            elif mark[0] == "<!--" and not in_code:
+                shown.append(line[begin : mark.start()])
+                comment, begin = [], mark.end()
+            elif mark[0].startswith("`"):  # the last one of a line opens nothing
+                in_code = not in_code and line.find("`", mark.end()) >= 0
+        (shown if comment is None else comment).append(line[begin:])
+        if comment is not None:
+            comment.append("\n")
+        yield "".join(shown).rstrip(), checks
 
 
 def _checks(comment: str) -> Iterator[Check]:

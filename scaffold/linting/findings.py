@@ -44,7 +44,8 @@ class Finding:
     def text(self) -> str:
         """One line for people; editors and terminals make a link of its beginning."""
         fault = self.fault
-        return f"{fault.file}:{fault.line}  {self.rule.id} {self.rule.severity}  {fault.message}  ({fault.fix})"
+        text = f"{fault.file}:{fault.line}  {self.rule.id} {self.rule.severity}  {fault.message}  ({fault.fix})"
+        return _shown(text).replace("\n", "\\n")
 
     def annotation(self, folder: str = "") -> str:
         """One line that GitHub Actions shows beside the file.
@@ -62,15 +63,20 @@ class Finding:
             "rule": self.rule.id,
             "severity": self.rule.severity,
             "title": self.rule.title,
-            "file": self.fault.file,
+            "file": _shown(self.fault.file),
             "line": self.fault.line,
-            "message": self.fault.message,
+            "message": _shown(self.fault.message),
             "fix": self.fault.fix,
         }
 
 
+def _shown(text: str) -> str:
+    """A file's name may be no UTF-8, and no terminal would take it."""
+    return text.encode("utf-8", "backslashreplace").decode("utf-8")
+
+
 def _data(text: str) -> str:
-    return text.replace("%", "%25").replace("\r", "%0D").replace("\n", "%0A")
+    return _shown(text).replace("%", "%25").replace("\r", "%0D").replace("\n", "%0A")
 
 
 def _property(text: str) -> str:

@@ -95,9 +95,10 @@ def overlap(template: Template) -> Iterator[Fault]:
 
 
 def matches_nothing(template: Template) -> Iterator[Fault]:
-    may_be = {file.plain_target for file in template.files} | template.outcome.files.keys()
+    may_be = [file.plain_target for file in template.files]
     for pattern in as_strings(template.config.ours.get("managed")):
-        if not any(matches(file, pattern) for file in may_be):
+        in_names = any(matches(file, pattern) for file in may_be)
+        if not in_names and not any(matches(file, pattern) for file in template.outcome.files):
             message = f"the pattern {pattern!r} of managed files matches nothing that the template writes"
             yield Fault(**_managed(template, pattern), message=message, fix="correct it, or leave it out")
 

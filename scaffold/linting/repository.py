@@ -64,7 +64,7 @@ def tag_is_behind(template: Template) -> Iterator[Fault]:
     changed = git.git("diff", "--name-only", "-z", "--relative", releases[-1], "--", ".", cwd=template.root).split("\0")
     new = git.git("ls-files", "-z", "--others", "--exclude-standard", cwd=template.root).split("\0")
     parts = {file.path for file in template.files} | {template.config.file}
-    gone = {name for name in changed if name and not (template.root / name).exists()} - set(template.others)
+    gone = {name for name in changed if template.target(name) is not None and not (template.root / name).exists()}
     differ = sorted(parts & {*changed, *new} | gone)
     if differ:
         more = f" and {len(differ) - 1} more" if len(differ) > 1 else ""

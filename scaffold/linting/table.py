@@ -34,6 +34,7 @@ RULES = (
     _rule("T301", "warning", "A question without help", asking.no_help),
     _rule("T302", "warning", "A question without default or validator", asking.neither_default_nor_validator),
     _rule("T303", "warning", "Choices without a default", asking.choices_without_default),
+    _rule("T304", "error", "A preset that answers no question", asking.preset_without_question),
     _rule("T401", "error", "Jinja that cannot be read", expressions.syntax),
     _rule("T402", "error", "A variable that has no value", expressions.undefined),
     _rule("T403", "error", "${{ in a file that is rendered", expressions.collision),

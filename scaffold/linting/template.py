@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 from collections.abc import Iterable, Iterator
@@ -61,6 +62,8 @@ class File:
     def refused(self) -> str | None:
         """Why no project may hold it, if so, as far as its name and its link tell."""
         parts = [part for part in self.plain_target.split("/") if part]
+        if self.absolute.is_symlink() and _is_circle(self.absolute):
+            return "it leads back to itself"
         try:
             guard.check_path(PurePosixPath(*parts))
             if self.link is not None:
@@ -79,6 +82,10 @@ class Template:
     files: tuple[File, ...]
     others: tuple[str, ...]
     """Files of the repository that no project gets: its own tests, its README, its licence."""
+
+    def target(self, name: str) -> str | None:
+        """Where the repository's file ``name``, which may be gone, lies in a project; None if no project gets it."""
+        return _target(name, self.config)
 
     @property
     def answers_file(self) -> str:
@@ -155,19 +162,22 @@ def read(path: Path) -> Template:
     settings_of_it = config.read(root)
     suffix = settings_of_it.data.get("_templates_suffix", ".jinja")
     suffix = suffix if isinstance(suffix, str) else ".jinja"
-    below = _subdirectory(settings_of_it)
-    patterns = _exclude(settings_of_it)
     files, others = [], []
     for name in sorted(_listing(root)):
-        match = below.match(name)
-        target = name[match.end() :] if match else ""
-        if not target or excluded(target, patterns):
+        target = _target(name, settings_of_it)
+        if target is None:
             others.append(name)
             continue
         rendered = target.endswith(suffix)
         bare = target.removesuffix(suffix) if suffix else target
         files.append(File(path=name, target=bare, absolute=root / name, rendered=rendered))
     return Template(root=root, config=settings_of_it, files=tuple(files), others=tuple(others))
+
+
+def _target(name: str, read: config.Config) -> str | None:
+    match = _subdirectory(read).match(name)
+    target = name[match.end() :] if match else ""
+    return target if target and not excluded(target, _exclude(read)) else None
 
 
 def _listing(root: Path) -> Iterator[str]:
@@ -202,6 +212,14 @@ def _exclude(read: config.Config) -> tuple[str, ...]:
     if "_exclude" in read.data:
         return read.strings("_exclude")
     return () if read.data.get("_subdirectory") else _DEFAULT_EXCLUDE
+
+
+def _is_circle(link: Path) -> bool:
+    try:
+        link.stat()
+    except OSError as error:
+        return error.errno == errno.ELOOP
+    return False
 
 
 def _as_pattern(file: File) -> re.Pattern[str]:

@@ -49,8 +49,8 @@ def render_copy(root: Path, names: Iterable[str], config: Config, *, beneath: Ma
         git.git("init", "-q", cwd=copy)
         git.git("add", "-A", "-f", ".", cwd=copy)
         git.git(*_AUTHOR, "commit", "-q", "-m", "as it stands", cwd=copy)
+        project.mkdir()
         for name, content in beneath.items():
-            project.mkdir(exist_ok=True)
             (project / name).write_bytes(content)
         outcome = _render(catalog.find(str(copy)), project, _answers(config))
     written = {name: content for name, content in outcome.files.items() if beneath.get(name) != content}

@@ -17,7 +17,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from scaffold.errors import DestinationError, TemplateError, nearest
+from scaffold.errors import DestinationError, TemplateError, cannot_write, nearest
 from scaffold.template_testing import draft as drafts
 from scaffold.template_testing.caching import Cache
 from scaffold.template_testing.cases import Case, cases
@@ -171,7 +171,7 @@ def _timed(stage: str, project: Project) -> Result:
     """What ``stage`` says, once the project is there."""
     begin = time.monotonic()
     if project.made is None:
-        project.made = STAGES["rendered"](project)
+        project.made = _caught("rendered", project)
     if stage == "rendered":
         result = project.made
     elif project.made.status == "FAILED":
@@ -232,5 +232,8 @@ def _folder(keep: Path | None) -> Iterator[Path]:
             why="the projects would mix with what it holds, and scaffold never deletes.",
             fix=f"--keep {keep}-2",
         )
-    keep.mkdir(parents=True, exist_ok=True)
+    try:
+        keep.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise cannot_write(keep.parent, error) from None
     yield keep

@@ -13,8 +13,9 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ import yaml
 from scaffold.errors import TemplateError, nearest
 from scaffold.questions import Question, Questionnaire
 from scaffold.template_testing.draft import Draft
-from scaffold.template_testing.pairwise import Row, Target, pairwise
+from scaffold.template_testing.pairwise import Row, pairwise
 
 ANSWERS = Path("tests/answers.yml")
 PROJECT = "my-project"
@@ -89,8 +90,10 @@ def cases(draft: Draft) -> tuple[tuple[Case, ...], tuple[str, ...]]:
             why=f"{ANSWERS} excludes all of them, or the template accepts none.",
             fix=f"exclude fewer, or add cases in {ANSWERS}",
         )
-    notes = tuple(f"never in a combination: {_named(target, values)}" for target in covering.impossible)
-    return tuple(Case(number=n, answers=one) for n, one in enumerate(combinations, start=1)), _few(notes)
+    # Pairs that cannot be are what conditions and exclusions are for; a value that is in none was meant to be.
+    alone = [target[0] for target in covering.impossible if len(target) == 1]
+    notes = tuple(f"{name}={values[name][place]!r} is accepted in no combination" for name, place in alone)
+    return tuple(Case(number=n, answers=one) for n, one in enumerate(combinations, start=1)), notes
 
 
 def _given(path: Path, names: Sequence[str]) -> _Given:
@@ -128,18 +131,19 @@ def _values(form: Questionnaire, names: Sequence[str], given: _Given) -> tuple[d
     values: dict[str, list[Any]] = {}
     baseline: dict[str, Any] = {}
 
-    def ask(name: str, **answer: Any) -> Question | None:
-        asked = replace(form, given={**baseline, **answer}).evaluate({})
+    def ask(name: str, answers: Mapping[str, Any]) -> Question | None:
+        asked = replace(form, given={**baseline, **answers}).evaluate({})
         return next((question for question in asked if question.name == name), None)
 
     def accepted(name: str, candidates: Sequence[Any]) -> list[Any]:
-        return [one for one in candidates if (question := ask(name, **{name: one})) and not question.error]
+        # Given, not answered: that is judged even where the question does not apply.
+        return [one for one in candidates if (question := ask(name, {name: one})) and not question.error]
 
     for name in names:
-        question = ask(name)
+        question = ask(name, {})
         if question is None:
             raise _no_answer(name, "it cannot be told before another question is answered")
-        there = list(_interesting(question, lambda candidates, name=name: accepted(name, candidates)))
+        there = list(_interesting(question, partial(accepted, name)))
         for extra in given.values.get(name, ()):
             if not any(_same(extra, one) for one in there):
                 there.append(extra)
@@ -151,7 +155,7 @@ def _values(form: Questionnaire, names: Sequence[str], given: _Given) -> tuple[d
     return values, baseline
 
 
-def _interesting(question: Question, accepted: Any) -> Iterator[Any]:
+def _interesting(question: Question, accepted: Callable[[Sequence[Any]], list[Any]]) -> Iterator[Any]:
     if question.choices:
         offered = [choice.value for choice in question.choices if not choice.refused]
         if question.multiselect:
@@ -247,11 +251,3 @@ def _answers(row: Row, values: Mapping[str, Sequence[Any]]) -> dict[str, Any]:
 
 def _same(one: Any, other: Any) -> bool:
     return type(one) is type(other) and bool(one == other)  # 1 is not true
-
-
-def _named(target: Target, values: Mapping[str, Sequence[Any]]) -> str:
-    return " with ".join(f"{name}={values[name][place]!r}" for name, place in target)
-
-
-def _few(notes: tuple[str, ...]) -> tuple[str, ...]:
-    return notes if len(notes) <= 8 else (*notes[:7], f"and {len(notes) - 7} more like this")

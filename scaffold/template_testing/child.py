@@ -52,7 +52,7 @@ def _update(job: Mapping[str, Any]) -> dict[str, Any]:
     git("init", "-q", "-b", "main", cwd=project)
     git("add", "-A", cwd=project)
     git(*_AUTHOR, "commit", "-q", "--no-gpg-sign", "-m", job["version"], cwd=project)
-    updated = update(project, to=job["update"], answers=job["new_answers"])
+    updated = update(project, to=job["update"], answers=job["new_answers"], trust_tasks=job["trust"])
     return {**told, "conflicts": list(updated.conflicts)}
 
 

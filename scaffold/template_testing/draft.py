@@ -65,10 +65,10 @@ def make(path: Path, scratch: Path) -> Draft:
     parents: list[str] = []
     work = (f"--git-dir={repository}", f"--work-tree={root}")
     if inside.returncode == 0 and Path(inside.stdout.strip()).resolve() == root:
-        git("fetch", "-q", "--no-tags", str(root), "refs/tags/*:refs/tags/*", cwd=repository)
+        git("fetch", "-q", "--no-tags", "--update-shallow", str(root), "refs/tags/*:refs/tags/*", cwd=repository)
         head = attempt("rev-parse", "--verify", "-q", "HEAD", cwd=root).stdout.strip()
         if head:
-            git("fetch", "-q", "--no-tags", str(root), "HEAD:refs/heads/before", cwd=repository)
+            git("fetch", "-q", "--no-tags", "--update-shallow", str(root), "HEAD:refs/heads/before", cwd=repository)
             git(*work, "read-tree", head, cwd=root)  # what is tracked stays, even where .gitignore names it
             parents = ["-p", head]
     git(*work, "add", "-A", "--", ".", cwd=root)

@@ -9,6 +9,7 @@ from typing import Any
 from xml.etree import ElementTree
 
 from scaffold.console import quoted
+from scaffold.errors import DestinationError
 from scaffold.template_testing import Combination, Report
 
 _SHOWN = 30
@@ -107,7 +108,14 @@ def junit(report: Report, file: Path) -> None:
             elif result.status == "skipped":
                 ElementTree.SubElement(case, "skipped", message=_xml(result.why))
     ElementTree.indent(suites)
-    ElementTree.ElementTree(suites).write(file, encoding="utf-8", xml_declaration=True)
+    try:
+        ElementTree.ElementTree(suites).write(file, encoding="utf-8", xml_declaration=True)
+    except OSError as error:
+        raise DestinationError(
+            f"Cannot write {file}: {error.strerror}.",
+            why="the report for CI goes there.",
+            fix="--format junit FILE, in a folder that is there and that you may write in",
+        ) from None
 
 
 def _cell(one: Combination, stage: str) -> str:
@@ -130,7 +138,7 @@ def _skipped(report: Report) -> Iterator[str]:
 def _failure(report: Report, one: Combination, stage: str) -> Iterator[str]:
     result = one.results[stage]
     yield f"--- {one.number} {stage} FAILED: {result.why}"
-    yield f"    answers: {_answers(one.answers, 2000, 200)}"
+    yield f"    answers: {_answers(one.answers, 2000, 90)}"
     if result.command:
         yield f"    ran:     {result.command}"
     again = ("scaffold", "template", "test", str(report.root), "--only", str(one.number), "--stages", stage)

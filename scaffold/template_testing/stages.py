@@ -17,7 +17,7 @@ from typing import Any
 
 import yaml
 
-from scaffold import settings
+from scaffold import patterns, settings
 from scaffold.console import quoted
 from scaffold.template_testing.cases import PROJECT, Case
 from scaffold.template_testing.draft import VERSION, Draft
@@ -259,8 +259,13 @@ def _updated_from(tag: str, project: Project) -> Result:
     if said["conflicts"]:
         return failed(f"conflicts in {', '.join(said['conflicts'])}")
     here = _tree(target)
-    if here != project.tree:
-        names = sorted(name for name in {*here, *project.tree} if here.get(name) != project.tree.get(name))
+    generated = project.draft.template.settings.get("generated") or []  # lock files, say, which no update touches
+    names = sorted(
+        name
+        for name in {*here, *project.tree}
+        if here.get(name) != project.tree.get(name) and not patterns.matches(name, generated)
+    )
+    if names:
         output = "\n".join(_difference(name, target, project) for name in names)
         return failed(f"differs from a new project in {', '.join(names)}", output)
     return ok()
