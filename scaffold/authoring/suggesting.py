@@ -14,6 +14,7 @@ from typing import Any, Literal
 
 from scaffold import git
 from scaffold.catalog import Source
+from scaffold.errors import SourceError
 from scaffold.fetching import Template, fetch, version_key
 
 Size = Literal["major", "minor", "patch"]
@@ -43,14 +44,20 @@ def suggest(root: Path) -> Suggestion:
     """Compare the newest release of the template in ``root`` with its last commit.
 
     Raises:
-        SourceError: One of the two cannot be read.
+        SourceError: That commit's copier.yml cannot be read.
     """
     now = fetch(Source(name=root.name, url=str(root), reference="HEAD", protocols="file")).at("HEAD")
     if not now.releases:
         return Suggestion(size=None, version=FIRST, since=None, reasons=("it is the first release",))
     tag = now.releases[-1]
     before = now.at(tag)
-    changes = list(_changes(before, now))
+    questions = _questions(now.config)  # read first: a mistake in it is told, one in a release of long ago is not
+    try:
+        changes = list(_changes(before, now, questions))
+    except SourceError as error:
+        return Suggestion(
+            size="patch", version=_next(tag, "patch"), since=tag, reasons=(f"nobody can tell: {error.what}",)
+        )
     size: Size = next((size for size in ("major", "minor") if any(c.size == size for c in changes)), "patch")
     reasons = [change.text for change in changes if change.size == size] or [_small(before, now)]
     return Suggestion(size=size, version=_next(tag, size), since=tag, reasons=tuple(reasons))
@@ -69,11 +76,11 @@ def _next(tag: str, size: Size) -> str:
     return f"{major}.{minor + 1}.0"
 
 
-def _changes(before: Template, now: Template) -> Iterator[_Change]:
+def _changes(before: Template, now: Template, questions: Mapping[str, Mapping[str, Any]]) -> Iterator[_Change]:
     if before.answers_file != now.answers_file:
         text = f"answers are kept in {now.answers_file} instead of {before.answers_file}"
         yield _Change(size="major", text=text)
-    yield from _of_questions(_questions(before.config), _questions(now.config))
+    yield from _of_questions(_questions(before.config), questions)
     old, new = _files(before), _files(now)
     yield from (_Change(size="minor", text=f"the file {file} is new") for file in sorted(new - old))
     yield from (_Change(size="patch", text=f"the file {file} is gone") for file in sorted(old - new))

@@ -19,7 +19,7 @@ _Kind = Annotated[
     typer.Argument(metavar="KIND", help="model, datamodule, callback, experiment, logger, or one of your team's."),
 ]
 _Name = Annotated[str | None, typer.Argument(metavar="NAME", help="my-model, MyModel and my_model are the same.")]
-_Path = Annotated[Path, typer.Argument(metavar="[PATH]", help="The project.", show_default=False)]
+_Path = Annotated[Path, typer.Argument(metavar="PATH", help="The project.", show_default=False)]
 _Json = Annotated[bool, typer.Option("--json", help="Print one JSON document.")]
 
 

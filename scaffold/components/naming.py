@@ -29,10 +29,23 @@ class Name:
 
 
 def parse(typed: str) -> Name:
-    """The name that ``typed`` means: ``my-model``, ``MyModel`` and ``my_model`` are the same.
+    """The name that ``typed`` means, for a new component.
 
     Raises:
         AnswerError: It cannot be the name of a module and a class, or would hide one.
+    """
+    name = spelled(typed)
+    if reason := _why_not(name):
+        better = f"my-{name.snake.replace('_', '-')}"[:25].rstrip("-")
+        raise AnswerError(f"{typed!r} cannot be the name of a component.", why=reason, fix=f"call it {better}.")
+    return name
+
+
+def spelled(typed: str) -> Name:
+    """The same for one that is there: ``my-model``, ``MyModel`` and ``my_model`` are one name.
+
+    Raises:
+        AnswerError: It cannot be one.
     """
     if not re.fullmatch(r"[A-Za-z][A-Za-z0-9_-]*", typed):
         good = re.sub(r"[^A-Za-z0-9]+", "-", typed).strip("-0123456789")
@@ -43,11 +56,7 @@ def parse(typed: str) -> Name:
         )
     words = re.sub(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])|-", "_", typed)
     snake = re.sub(r"_+", "_", words).strip("_").lower()
-    name = Name(snake=snake, camel="".join(word[:1].upper() + word[1:] for word in snake.split("_")))
-    if reason := _why_not(name):
-        better = f"my-{snake.replace('_', '-')}"[:25].rstrip("-")
-        raise AnswerError(f"{typed!r} cannot be the name of a component.", why=reason, fix=f"call it {better}.")
-    return name
+    return Name(snake=snake, camel="".join(word[:1].upper() + word[1:] for word in snake.split("_")))
 
 
 def _why_not(name: Name) -> str | None:

@@ -24,7 +24,7 @@ class Offer:
 
     kinds: tuple[kinds.Kind, ...]
     notes: tuple[str, ...]
-    """Which templates could not be asked for theirs, and why."""
+    """Which templates could not be asked for theirs, and why; which kinds are hidden by others."""
 
 
 def offered(path: Path) -> Offer:
@@ -37,7 +37,10 @@ def offered(path: Path) -> Offer:
     for layer in layers:
         try:
             for kind in _of_layer(layer):
-                found.setdefault(kind.name, kind)
+                first = found.setdefault(kind.name, kind)
+                if first is not kind:
+                    owner = f"the template {first.origin}" if first.origin else "scaffold"
+                    notes.append(f"{kind.name} is that of {owner}; the template {layer.name} has one of that name too.")
         except ScaffoldError as error:
             notes.append(f"the template {layer.name} could not be asked: {error.what}")
     return Offer(kinds=tuple(found.values()), notes=tuple(notes))

@@ -29,12 +29,13 @@ def remove(
         ScaffoldError: Something else went wrong. The project is as it was in any case.
     """
     project = projects.find(path)
-    parsed = naming.parse(name)
+    parsed = naming.spelled(name)
     kinds.require_name(kind)
     before = record.hashes(project.root, kind, parsed.snake)
     if before is None:
         before = _as_it_would_be_now(kind, parsed, project)
-    for file in before:
+    listed = record.path_of(kind, parsed.snake)
+    for file in (*before, listed):
         writing.require_inside(project.root, file)
     there = [file for file in before if (project.root / file).exists() or (project.root / file).is_symlink()]
     if changed := [file for file in there if record.digest_of(project.root / file) != before[file]]:
@@ -45,7 +46,6 @@ def remove(
         name=parsed.snake,
         files={file: (project.root / file).read_text(encoding="utf-8") for file in there},
     )
-    listed = record.path_of(kind, parsed.snake)
     if not dry_run:
         recorded = [listed] if (project.root / listed).is_file() else []
         writing.remove(project.root, [*there, *recorded], lambda: in_place(component))

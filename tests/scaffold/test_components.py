@@ -248,6 +248,14 @@ class TestRemove:
     def test_takes_no_path_for_a_kind(self, longer, machine):
         assert_refused(machine.scaffold("remove", "../../x", "y", cwd=longer), "not a kind of component")
 
+    def test_follows_no_link_out_of_the_project(self, longer, machine):
+        """The records may lie behind one."""
+        (longer / ".scaffold").rename(longer.parent / "elsewhere")
+        (longer / ".scaffold").symlink_to(longer.parent / "elsewhere")
+        before = state(longer.parent)
+        assert_refused(machine.scaffold("remove", "experiment", "longer", cwd=longer), "is a link out of the project")
+        assert state(longer.parent) == before
+
     def test_refuses_a_record_that_is_no_record(self, longer, machine):
         (longer / ".scaffold/components/experiment-longer.json").write_text("[]")
         assert_refused(machine.scaffold("remove", "experiment", "longer", cwd=longer), "git checkout HEAD --")
@@ -515,10 +523,12 @@ class TestATeamsOwnKind:
 
     def test_is_listed_added_and_removed(self, of_team, machine):
         """Like one of ours; a file without .jinja is taken as it is."""
-        project = of_team({})
+        project = of_team({"components/model/component.yml": "help: Ours.\n", "components/model/x": ""})
         before = state(project)
-        listed = machine.scaffold("add", "--list", cwd=project).stdout
-        assert "slurm       A job script for our cluster. (from base)" in listed
+        listed = machine.scaffold("add", "--list", cwd=project)
+        assert "slurm       A job script for our cluster. (from base)" in listed.stdout
+        assert "Ours." not in listed.stdout
+        assert "note: model is that of scaffold; the template base has one of that name too." in listed.stderr
         done = machine.scaffold("add", "slurm", "big-run", cwd=project)
         assert done.returncode == 0, done.stderr
         assert done.stdout.splitlines()[-1].strip() == "sbatch jobs/big_run.sh"
