@@ -213,6 +213,17 @@ def abort(repository: Repository) -> tuple[tuple[str, ...], str | None]:
             why="none was made here" if journal is None else "there are commits since the last one.",
             fix="undo a commit with git: git revert COMMIT",
         )
+    standing = {
+        place.relative_to(repository.top).as_posix()
+        for path in journal.paths
+        for place in _standing(repository.top, path)
+    }
+    if strange := sorted(standing - set(journal.paths)):
+        raise UpdateError(
+            f"Undoing the update would overwrite {_some(strange)}.",
+            why="that is new since the update, and stands where a file or folder was before it.",
+            fix="move it away, then: scaffold update --abort",
+        )
     kept = _keep(repository, journal)
     _undo(repository, journal)
     return tuple(path.removeprefix(repository.prefix) for path in journal.paths), kept
@@ -250,12 +261,16 @@ def _standing(root: Path, path: str) -> Iterator[Path]:
     place = root
     for part in path.split("/"):
         place /= part
-        if place.is_symlink() or (os.path.lexists(place) and not place.is_dir()):
+        if os.path.lexists(place) and not _is_folder(place):
             yield place
             return
     for folder, names, files in os.walk(place):
         links = [name for name in names if (Path(folder) / name).is_symlink()]
         yield from (Path(folder) / name for name in (*files, *links))
+
+
+def _is_folder(place: Path) -> bool:
+    return place.is_dir() and not place.is_symlink()
 
 
 def _require_writable(repository: Repository, touched: Iterable[str]) -> None:
@@ -359,9 +374,11 @@ def _keep(repository: Repository, journal: _Journal) -> str | None:
     with tempfile.TemporaryDirectory(prefix="scaffold-index-") as scratch:
         environment = {"GIT_INDEX_FILE": str(Path(scratch) / "index")}
         repository.git("read-tree", journal.tree, **environment)
-        names = "\0".join(journal.paths)
-        options = ("--add", "--remove", "-z", "--stdin")
-        repository.git("update-index", *options, stdin=f"{names}\0" if names else "", **environment)
+        folders = [path for path in journal.paths if _is_folder(repository.top / path)]
+        files = [path for path in journal.paths if path not in folders]
+        for how, names in (("--force-remove", folders), ("--remove", files)):
+            told = "".join(f"{name}\0" for name in names)
+            repository.git("update-index", "--add", "--replace", how, "-z", "--stdin", stdin=told, **environment)
         tree = repository.git("write-tree", **environment).strip()
         if tree in (journal.tree, repository.git("rev-parse", f"{journal.head}^{{tree}}").strip()):
             return None

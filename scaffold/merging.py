@@ -181,10 +181,12 @@ def merge(repository: Repository, *, before: str, project: str, after: str, labe
             workshop.branch(name, workshop.commit(side, parent=base))
         merged = workshop.merge_in_memory(ours, theirs) if git.version() >= _IN_MEMORY else None
         tree, stages, reasons = merged or workshop.merge_in_work_tree(ours, theirs)
-        tree, kept_deleted = _keep_deleted(workshop, tree, stages)
+        tree, gone = _keep_deleted(workshop, tree, stages)
         spoken = {ours: labels.project, "HEAD": labels.project, theirs: labels.after}
+        # Where the user has a folder of that name, git gave the file another one.
+        kept_deleted = tuple(sorted({path.partition(f"~{theirs}")[0] for path in gone}))
         tree = _relabel(workshop, tree, stages, spoken, {base: labels.before})
-    return Merged(tree=tree, conflicts=stages, reasons=reasons, kept_deleted=tuple(kept_deleted))
+    return Merged(tree=tree, conflicts=stages, reasons=reasons, kept_deleted=kept_deleted)
 
 
 _Stages = dict[str, dict[Stage, tuple[str, str]]]
@@ -331,12 +333,12 @@ def _reasons(messages: Sequence[str]) -> dict[str, str]:
 
 def _keep_deleted(workshop: _Workshop, tree: str, stages: _Stages) -> tuple[str, list[str]]:
     """A file that the user deleted stays deleted, whatever the template did to it since."""
-    gone = [path for path, sides in stages.items() if "2" not in sides and "1" in sides]
+    gone = [path for path, sides in stages.items() if "2" not in sides and {"1", "3"} <= set(sides)]
     if gone:
         tree = workshop.replace(tree, [("0", "0" * len(tree), path) for path in gone])
         for path in gone:
             del stages[path]
-    return tree, sorted(gone)
+    return tree, gone
 
 
 def _relabel(

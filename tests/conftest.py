@@ -15,7 +15,7 @@ import pytest
 EXPECTED_SKIPS: dict[str, str] = {}
 # These mount a disk of their own, or build a cluster: root can, a hosted runner's user cannot. As root a skip of them is a surprise.
 NEED_ROOT = (
-    "tests/scaffold/test_refusals.py::TestTheDisk::*",
+    "tests/scaffold/test_*.py::TestTheDisk::*",
     "tests/treadle/*::TestAFullDisk::*",
     *(f"tests/cluster/test_{name}.py*" for name in ("slurm", "hosts", "ray")),  # daemons, network namespaces
 )

@@ -6,6 +6,7 @@ shipped     the templates that came with this distribution
 files       YAML of the user's own or a stranger's: read within limits, changed atomically
 entries     what a catalog file holds
 shared      catalogs of a team: fetched when asked to, read from the cache otherwise
+downloading one small file from a URL
 names       the user's own catalog, and looking a name up in all of them
 describing  what a template asks, for people who choose one
 =========== ========================================================================

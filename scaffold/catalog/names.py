@@ -120,7 +120,7 @@ def subscribe(place: str) -> tuple[str, list[Entry], list[str]]:
         SourceError: It cannot be read, or is no catalog.
     """
     place = shared.canonical(place)
-    if not sources.is_remote(place) and Path(place).expanduser().resolve() == _path().resolve():
+    if not sources.is_remote(place) and sources.expanded(place).resolve() == _path().resolve():
         raise SourceError(
             f"{place} is your own catalog.",
             why="its names are known already.",

@@ -8,14 +8,8 @@ today. A catalog cannot name other catalogs, so none can lead in a circle, or to
 from __future__ import annotations
 
 import tempfile
-import threading
-import time
-import urllib.request
 from hashlib import sha256
-from http.client import HTTPException, HTTPResponse
 from pathlib import Path
-from typing import IO, Any
-from urllib.error import HTTPError
 from urllib.parse import urlsplit
 
 from scaffold import git, settings
@@ -27,8 +21,8 @@ FILE = "catalog.yml"
 """Its name in a git repository."""
 
 _SUFFIXES = (".yml", ".yaml")
-_TIME_LIMIT = 20.0
-"""Seconds, for the whole download: name look-up, redirects and a server that sends a byte a second included."""
+_PATIENCE = 20
+"""Seconds to bear with a git server that sends next to nothing."""
 
 
 def canonical(place: str) -> str:
@@ -49,6 +43,7 @@ def fetch(place: str) -> None:
     Raises:
         SourceError: It cannot be reached, or is no catalog.
     """
+    sources.check(place)  # the user's file may have been edited by hand
     content = _local(place) if not sources.is_remote(place) else _download(place) if _is_file(place) else _clone(place)
     try:
         document = files.parse(content)
@@ -73,7 +68,8 @@ def read(place: str) -> tuple[list[Entry], list[str]]:
         if sources.is_remote(place):
             content, folder = _kept(place), None
         else:
-            content, folder = _local(place), _file(place).parent
+            content = _local(place)
+            folder = _file(place).parent
         document = files.parse(content)
         found, problems = entries.in_document(document, origin=place, folder=folder)
         if document.get("catalogs"):
@@ -111,20 +107,20 @@ def _kept(place: str) -> bytes:
 
 
 def _file(place: str) -> Path:
-    path = Path(place).expanduser()
+    path = sources.expanded(place)
     return path / FILE if path.is_dir() else path
 
 
 def _local(place: str) -> bytes:
-    path = _file(place)
     try:
+        path = _file(place)
         if not path.is_file():  # a pipe would wait for ever
             raise FileNotFoundError(2, "No such file")
         with path.open("rb") as file:
             return file.read(files.LARGEST + 1)
     except OSError as error:
         raise SourceError(
-            f"The catalog {path} cannot be read: {error.strerror}.",
+            f"The catalog {plain(place)[:200]} cannot be read: {error.strerror}.",
             why="its names are not known without it.",
             fix=f"check the path, or leave it: scaffold template remove {place}",
         ) from None
@@ -134,7 +130,7 @@ def _clone(place: str) -> bytes:
     """``catalog.yml`` at the root of a git repository, without its history."""
     source = sources.at(place)
     url, reference = sources.for_git(source.url), source.reference or "HEAD"
-    patience = (("http.lowSpeedLimit", "1000"), ("http.lowSpeedTime", str(int(_TIME_LIMIT))))
+    patience = (("http.lowSpeedLimit", "1000"), ("http.lowSpeedTime", str(_PATIENCE)))
     environment = settings.git_environment(protocols=source.protocols, config=(*source.git_config, *patience))
     environment["LC_ALL"] = "C"  # one of git's messages is looked at
     with tempfile.TemporaryDirectory(prefix="scaffold-catalog-") as name:
@@ -156,63 +152,15 @@ def _clone(place: str) -> bytes:
         return shown.encode("utf-8", errors="surrogateescape")
 
 
-class _SameHost(urllib.request.HTTPRedirectHandler):
-    """Follows a redirect only to where the user agreed to."""
-
-    def redirect_request(
-        self, req: urllib.request.Request, fp: IO[bytes], code: int, msg: str, headers: Any, newurl: str
-    ) -> urllib.request.Request | None:
-        before, after = urlsplit(req.full_url), urlsplit(newurl)
-        if (before.scheme, before.netloc) != (after.scheme, after.netloc):
-            where = f"{after.scheme}://{after.netloc.rpartition('@')[2]}"
-            fp.close()
-            raise OSError(f"the server sends on to {plain(where)[:80]}, which is another one")
-        return super().redirect_request(req, fp, code, msg, headers, newurl)
-
-
 def _download(place: str) -> bytes:
-    """What is at an https URL, within the time limit."""
-    outcome: list[bytes | Exception] = []
+    # Imported here: it takes as long as all else of this package together, and only a catalog at a URL needs it.
+    from scaffold.catalog.downloading import download
 
-    def work() -> None:
-        try:
-            outcome.append(_get(place))
-        except HTTPError as error:
-            error.close()
-            outcome.append(OSError(f"the server says {error.code} {error.reason}"))
-        except (OSError, HTTPException, ValueError) as error:
-            outcome.append(error)
-
-    # A name look-up and a header that comes byte by byte know no time limit of their own: the thread is left behind.
-    thread = threading.Thread(target=work, daemon=True)
-    thread.start()
-    thread.join(_TIME_LIMIT)
-    result = outcome[0] if outcome else TimeoutError(f"no answer within {_TIME_LIMIT:.0f} seconds")
-    if isinstance(result, bytes):
-        return result
-    reason = getattr(result, "reason", None) or result
-    raise _unreachable(
-        place, plain(reason), fix="check the URL in a browser; for a private one use its git repository."
-    )
-
-
-def _get(url: str) -> bytes:
-    handlers: list[urllib.request.BaseHandler] = [_SameHost()]
-    if sources.is_on_this_machine(url):
-        handlers.append(urllib.request.ProxyHandler({}))
-    named = {"User-Agent": settings.DISTRIBUTION}
-    request = urllib.request.Request(url, headers=named)  # noqa: S310  _is_file() saw that it is https or loopback
-    until = time.monotonic() + _TIME_LIMIT
-    response: HTTPResponse
-    with urllib.request.build_opener(*handlers).open(request, timeout=_TIME_LIMIT / 2) as response:
-        content = bytearray()
-        while chunk := response.read1(65_536):
-            content += chunk
-            if len(content) > files.LARGEST:
-                raise ValueError(f"it has more than {files.LARGEST:,} bytes")
-            if time.monotonic() > until:
-                raise TimeoutError(f"not whole within {_TIME_LIMIT:.0f} seconds")
-        return bytes(content)
+    try:
+        return download(place, direct=sources.is_on_this_machine(place))
+    except (OSError, ValueError) as error:
+        fix = "check the URL in a browser; for a private one use its git repository."
+        raise _unreachable(place, str(error), fix=fix) from None
 
 
 def _unreachable(place: str, reason: str, *, fix: str) -> SourceError:

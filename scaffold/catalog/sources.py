@@ -111,6 +111,14 @@ def is_on_this_machine(url: str) -> bool:
     return authority is not None and authority["host"].lower() in _LOOPBACK
 
 
+def expanded(place: str) -> Path:
+    """A path with its ``~`` resolved, where there is such a user."""
+    try:
+        return Path(place).expanduser()
+    except RuntimeError:  # ~nobody
+        return Path(place)
+
+
 def hides_something(text: str) -> bool:
     """Whether a terminal would not show ``text`` as it is."""
     return any(unicodedata.category(character) in _UNREADABLE or character in _BIDI for character in text)
@@ -167,7 +175,7 @@ def host_and_path(url: str) -> tuple[str, str]:
         return host + port, _bare(match["path"])
     if match := _SCP.fullmatch(url):
         return match["host"].lower(), _bare(match["path"])
-    return (url, "") if _OTHER_SCHEME.match(url) else ("", str(_expanded(url)))
+    return (url, "") if _OTHER_SCHEME.match(url) else ("", str(expanded(url)))
 
 
 def repository(address: str) -> tuple[str, str]:
@@ -243,7 +251,7 @@ def _local(text: str) -> Source:
     place, reference = text, ""
     if not _exists(text) and "@" in text:
         place, _, reference = text.rpartition("@")
-    path = _expanded(place)
+    path = expanded(place)
     if not _exists(place):
         raise SourceError(
             f"There is no template at {shown(place, quote=False)}.",
@@ -263,15 +271,8 @@ def _local(text: str) -> Source:
     return Source(name=place, url=absolute, reference=reference_in(reference), protocols="https:ssh:file")
 
 
-def _expanded(place: str) -> Path:
-    try:
-        return Path(place).expanduser()
-    except RuntimeError:  # ~nobody
-        return Path(place)
-
-
 def _exists(place: str) -> bool:
     try:
-        return _expanded(place).exists()
+        return expanded(place).exists()
     except (OSError, ValueError):  # too long a name, a folder nobody may look into
         return False

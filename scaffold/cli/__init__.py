@@ -8,12 +8,32 @@ from typing import Annotated, Any
 import typer
 
 from scaffold import __version__
-from scaffold.cli import check, fleet, layer, new, template, update
+from scaffold.cli import (
+    check,
+    components,
+    doctor,
+    fleet,
+    layer,
+    new,
+    template,
+    template_lint,
+    template_new,
+    template_release,
+    template_test,
+    update,
+)
 
 app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, pretty_exceptions_enable=False)
 app.command()(new.new)
 app.command()(update.update)
 app.command()(check.check)
+app.command()(components.add)
+app.command()(components.remove)
+app.command()(doctor.doctor)
+template.app.command()(template_new.new)
+template.app.command()(template_lint.lint)
+template.app.command()(template_test.test)
+template.app.command()(template_release.release)
 app.add_typer(layer.app, name="layer")
 app.add_typer(template.app, name="template")
 app.add_typer(fleet.app, name="fleet")

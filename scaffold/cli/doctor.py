@@ -26,6 +26,9 @@ def doctor(
 
     Exits with 0 when there is no problem, else with 1. A step that is not done yet is none.
 
+    A step is checked by comments in the file, like <!-- doctor: command git -->. There are: command NAME,
+    python >=3.10, installed PACKAGE>=1.0, env NAME, file runs/*/metrics.csv, git-identity, plugin NAME, remote NAME.
+
     Example: scaffold doctor
     """
     with reporting(as_json):

@@ -183,7 +183,8 @@ def _show(fetched: Template, description: Description, typed: str) -> None:
 
 
 def _asked(question: Question) -> str:
-    choices = f" One of {', '.join(question.choices)}." if question.choices else ""
+    choices = f"one of {', '.join(question.choices)}" if question.choices else ""
     # What is computed from other answers is a program, and no help here.
-    default = f" Default: {'computed' if '{%' in question.default else question.default}" if question.default else ""
-    return f"{question.help}{choices}{default}".strip()
+    default = f"default: {'computed' if '{%' in question.default else question.default}" if question.default else ""
+    facts = "; ".join(filter(None, (choices, default)))
+    return f"{question.help} ({facts})" if facts else question.help

@@ -183,10 +183,10 @@ def _news(root: Path) -> Iterator[Finding]:
     if drifted:
         yield note(
             f"{len(drifted)} managed file{'s' * (len(drifted) > 1)} not as in the template: {_some(drifted)}",
-            "scaffold check --drift; git checkout a file to take it back, or tell the template's authors.",
+            "scaffold check --drift tells how to take one back; or tell the template's authors what you need.",
         )
-    else:
-        yield ok("managed files are as in the template")
+    elif checked.managed:
+        yield ok(f"files that the template manages, and nobody changed: {checked.managed}")
 
 
 def _names(output: str) -> list[str]:

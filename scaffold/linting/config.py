@@ -117,7 +117,7 @@ def _documents(path: Path, root: Path) -> Iterator[tuple[dict[str, Any], dict[Ke
                     if other.resolve().is_relative_to(root) and other != path:
                         yield from _documents(other, root)
             elif isinstance(data, dict):
-                yield {str(key): value for key, value in data.items()}, dict(_places(node, file, ()))
+                yield {str(key): value for key, value in data.items()}, dict(_places(node, file, (), set()))
             elif data is not None:
                 raise _unreadable(file, node.start_mark.line + 1, "it is not a mapping of names to values")
     except UnicodeDecodeError as error:
@@ -129,9 +129,10 @@ def _documents(path: Path, root: Path) -> Iterator[tuple[dict[str, Any], dict[Ke
         raise _unreadable(file, 1, str(error).splitlines()[0] or type(error).__name__) from None
 
 
-def _places(node: yaml.Node, file: str, keys: Keys) -> Iterator[tuple[Keys, tuple[str, int]]]:
-    if len(keys) > 4:  # deep enough for any setting, and an end for what contains itself
+def _places(node: yaml.Node, file: str, keys: Keys, seen: set[int]) -> Iterator[tuple[Keys, tuple[str, int]]]:
+    if id(node) in seen or len(keys) > 4:  # an alias, or deeper than any setting
         return
+    seen.add(id(node))
     if isinstance(node, yaml.MappingNode):
         pairs = [(str(key.value), key, value) for key, value in node.value]
     elif isinstance(node, yaml.SequenceNode):
@@ -140,7 +141,7 @@ def _places(node: yaml.Node, file: str, keys: Keys) -> Iterator[tuple[Keys, tupl
         return
     for name, marked, value in pairs:
         yield (*keys, name), (file, marked.start_mark.line + 1)
-        yield from _places(value, file, (*keys, name))
+        yield from _places(value, file, (*keys, name), seen)
 
 
 class _Loader(yaml.SafeLoader):

@@ -103,6 +103,14 @@ class YieldTag(Extension):
         return nodes.For(target, items, body, [], None, False, lineno=line)
 
 
+class _Names(meta.TrackingCodeGenerator):
+    """Finds names as Jinja's own meta.find_undeclared_variables does, but computes no constant: 9 ** (9 ** 9) takes years."""
+
+    def __init__(self, environment: jinja2.Environment) -> None:
+        super().__init__(environment)
+        self.optimizer = None
+
+
 @dataclass(frozen=True, kw_only=True)
 class Jinja:
     """A template's own Jinja settings."""
@@ -189,7 +197,8 @@ class Jinja:
             return None, {}
         try:
             tree = self.environment.parse(text)
-            undeclared = meta.find_undeclared_variables(tree)
+            names = _Names(self.environment)
+            names.visit(tree)
         except jinja2.TemplateAssertionError as error:
             unknown = "named" in str(error.message)
             kind: Literal["syntax", "unknown filter"] = "unknown filter" if unknown else "syntax"
@@ -201,7 +210,7 @@ class Jinja:
         except RecursionError:
             return Problem(kind="syntax", message="it is nested too deeply", line=1), {}
         lines = {node.name: node.lineno for node in reversed(list(tree.find_all(nodes.Name))) if node.ctx == "load"}
-        wanted = undeclared - _guarded(tree) - self.environment.globals.keys()
+        wanted = names.undeclared_identifiers - _guarded(tree) - self.environment.globals.keys()
         return None, {name: lines.get(name, 1) for name in sorted(wanted)}
 
     def _yielded(self, name: str) -> set[str]:
@@ -219,9 +228,16 @@ def _environment(options: Mapping[str, Any]) -> jinja2.Environment:
         "jinja2_ansible_filters.AnsibleCoreFiltersExtension",
         YieldTag,
     ]  # those of Copier
-    environment = jinja2.Environment(extensions=extensions, **{"keep_trailing_newline": True, **options})
+    defaults = {"keep_trailing_newline": True, "finalize": _as_it_is}
+    environment = jinja2.Environment(extensions=extensions, **{**defaults, **options})
     environment.parse("")  # a wrong option is noticed only then
     return environment
+
+
+@jinja2.pass_context
+def _as_it_is(_context: object, value: object) -> object:
+    """Takes the context, so that Jinja cannot call it, nor compute what it is given, before something is rendered."""
+    return value
 
 
 def _guarded(tree: nodes.Template) -> set[str]:
@@ -231,14 +247,13 @@ def _guarded(tree: nodes.Template) -> set[str]:
     return {node.name for node in (*tests, *filters) if isinstance(node, nodes.Name)}
 
 
-def _strings(value: Any, keys: Keys) -> Iterator[tuple[Keys, str]]:
-    if len(keys) > 8:  # YAML can hold itself
-        return
+def _strings(value: Any, keys: Keys, seen: set[int] | None = None) -> Iterator[tuple[Keys, str]]:
+    """All texts in a value. YAML's aliases can make it hold itself, or one list a billion times: each is read once."""
+    seen = set() if seen is None else seen
     if isinstance(value, str):
         yield keys, value
-    elif isinstance(value, Mapping):
-        for name, item in value.items():
-            yield from _strings(item, (*keys, str(name)))
-    elif isinstance(value, list):
-        for number, item in enumerate(value):
-            yield from _strings(item, (*keys, str(number)))
+    elif isinstance(value, (Mapping, list)) and id(value) not in seen:
+        seen.add(id(value))
+        items = value.items() if isinstance(value, Mapping) else enumerate(value)
+        for name, item in items:
+            yield from _strings(item, (*keys, str(name)), seen)

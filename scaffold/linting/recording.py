@@ -9,8 +9,8 @@ from typing import Any
 from scaffold import projects
 from scaffold.linting.config import as_strings
 from scaffold.linting.findings import Fault
-from scaffold.linting.patterns import matches
 from scaffold.linting.template import File, Template
+from scaffold.patterns import matches
 
 _SETTINGS = [
     "_answers_file",
@@ -87,7 +87,7 @@ def overlap(template: Template) -> Iterator[Fault]:
         return
     said = as_strings(template.config.ours.get("overlaps"))
     for written in sorted(template.outcome.files.keys() & template.base.files.keys()):
-        if written != template.answers_file and not any(matches(written, pattern) for pattern in said):
+        if written != template.answers_file and not matches(written, said):
             origin = template.origin(written)
             message = f"{written} is the base template's, too: each update of one undoes the other's"
             fix = f"use another name, or say so: _scaffold: {{overlaps: [{written}]}}"
@@ -97,15 +97,15 @@ def overlap(template: Template) -> Iterator[Fault]:
 def matches_nothing(template: Template) -> Iterator[Fault]:
     may_be = [file.plain_target for file in template.files]
     for pattern in as_strings(template.config.ours.get("managed")):
-        in_names = any(matches(file, pattern) for file in may_be)
-        if not in_names and not any(matches(file, pattern) for file in template.outcome.files):
+        in_names = any(matches(file, [pattern]) for file in may_be)
+        if not in_names and not any(matches(file, [pattern]) for file in template.outcome.files):
             message = f"the pattern {pattern!r} of managed files matches nothing that the template writes"
             yield Fault(**_managed(template, pattern), message=message, fix="correct it, or leave it out")
 
 
 def users_files(template: Template) -> Iterator[Fault]:
     for pattern in as_strings(template.config.ours.get("managed")):
-        theirs = next((file for file in _USERS if matches(file, pattern)), None)
+        theirs = next((file for file in _USERS if matches(file, [pattern])), None)
         if theirs or pattern.lower().startswith(("readme", "src/")):
             message = f"{pattern!r} covers files that every user edits, and scaffold check would call that drift"
             yield Fault(**_managed(template, pattern), message=message, fix="leave it out: other files are merged")

@@ -7,6 +7,7 @@ import os
 import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from functools import cached_property
 from pathlib import Path, PurePosixPath
 
@@ -14,7 +15,7 @@ from scaffold import git, guard, projects, settings
 from scaffold.errors import TemplateError, UnsafeTemplate
 from scaffold.linting import config, trial
 from scaffold.linting.jinja import Jinja, Piece
-from scaffold.linting.patterns import excluded
+from scaffold.patterns import matches
 
 _DEFAULT_EXCLUDE = ("copier.yaml", "copier.yml", "~*", "*.py[co]", "__pycache__", ".git", ".DS_Store", ".svn")
 _LARGEST_TEXT = 2_000_000
@@ -178,6 +179,23 @@ def _target(name: str, read: config.Config) -> str | None:
     match = _subdirectory(read).match(name)
     target = name[match.end() :] if match else ""
     return target if target and not excluded(target, _exclude(read)) else None
+
+
+def excluded(path: str, patterns: Iterable[str]) -> bool:
+    """Does Copier leave ``path`` out? Patterns are those of a .gitignore: the last one that matches decides.
+
+    >>> excluded("a/__pycache__/b.pyc", ["__pycache__"]), excluded("a/b.pyc", ["*.py[co]", "!b.pyc"])
+    (True, False)
+    >>> excluded("docs/a.md", ["/docs"]), excluded("a/docs/b.md", ["/docs"]), excluded("a/docs/b.md", ["docs/"])
+    (True, False, True)
+    """
+    out = False
+    for pattern in patterns:
+        bare = pattern.removeprefix("!").rstrip("/")
+        names = path.split("/")
+        if matches(path, [bare]) if "/" in bare else any(fnmatchcase(name, bare) for name in names):
+            out = not pattern.startswith("!")
+    return out
 
 
 def _listing(root: Path) -> Iterator[str]:

@@ -20,8 +20,7 @@ from typing import Any
 from scaffold.errors import DestinationError, TemplateError, cannot_write, nearest
 from scaffold.template_testing import draft as drafts
 from scaffold.template_testing.caching import Cache
-from scaffold.template_testing.cases import Case, cases
-from scaffold.template_testing.draft import Draft
+from scaffold.template_testing.cases import Case, combinations
 from scaffold.template_testing.running import Runner
 from scaffold.template_testing.stages import QUICK, STAGES, USUAL, Project, Result, failed, skipped
 from scaffold.template_testing.tools import look
@@ -98,7 +97,7 @@ def run(path: Path, options: Options, done: Callable[[Combination, int], None] =
     stages = _stages(options.stages)
     with _folder(options.keep) as scratch, tempfile.TemporaryDirectory(prefix="scaffold-draft-") as own:
         draft = drafts.make(path, Path(own))
-        there, notes = cases(draft)
+        there, notes = combinations(draft)
         tools = look(options.python)
         chosen = _chosen(there, options.only)
         runner = Runner(options.timeout)
@@ -144,13 +143,7 @@ def _through(project: Project, stages: Sequence[str], cache: Cache, strict: bool
     begin = time.monotonic()
     results: dict[str, Result] = {}
     for stage in stages:
-        key = (
-            project.draft.tree,
-            dict(project.case.answers),
-            stage,
-            project.tools.fingerprint(stage),
-            _more(stage, project.draft),
-        )
+        key = _key(stage, project)
         if cache.has(*key):
             results[stage] = Result(status="cached")
             continue
@@ -192,8 +185,10 @@ def _caught(stage: str, project: Project) -> Result:
         return failed(f"{type(error).__name__}: {error}", str(error))
 
 
-def _more(stage: str, draft: Draft) -> Mapping[str, str]:
-    return draft.releases if stage == "updated" else {}
+def _key(stage: str, project: Project) -> tuple[Any, ...]:
+    """All that the result of ``stage`` depends on."""
+    releases = project.draft.releases if stage == "updated" else {}
+    return project.draft.tree, dict(project.case.answers), stage, project.tools.fingerprint(stage), dict(releases)
 
 
 def _stages(wanted: Sequence[str]) -> tuple[str, ...]:

@@ -66,7 +66,7 @@ class _Given:
     exclude: Sequence[Mapping[str, Any]]
 
 
-def cases(draft: Draft) -> tuple[tuple[Case, ...], tuple[str, ...]]:
+def combinations(draft: Draft) -> tuple[tuple[Case, ...], tuple[str, ...]]:
     """The combinations, and notes on what they leave out.
 
     Raises:
@@ -76,15 +76,16 @@ def cases(draft: Draft) -> tuple[tuple[Case, ...], tuple[str, ...]]:
     form = Questionnaire(template=draft.files, destination=draft.files.parent / PROJECT, given={}, trust=draft.trust)
     names = form.names()
     given = _given(draft.files / ANSWERS, names)
-    values, baseline = _values(form, names, given)
-    rules = _Rules(form, values, baseline, given.exclude, _linked(draft.config, names, given.exclude))
+    values, baseline, doubtful = _values(form, names, given)
+    linked = _linked(draft.config, names, given.exclude) | doubtful
+    rules = _Rules(form, values, baseline, given.exclude, linked)
     covering = pairwise(
         {name: len(there) for name, there in values.items()}, effective=rules.effective, linked=rules.linked
     )
     rows = [row for row in covering.rows if rules.effective({**dict.fromkeys(values, 0), **row}) is not None]
-    combinations: list[Mapping[str, Any]] = [_answers(row, values) for row in rows]
-    combinations += [one for one in given.cases if one not in combinations]
-    if not combinations:
+    answers: list[Mapping[str, Any]] = [_answers(row, values) for row in rows]
+    answers += [one for one in given.cases if one not in answers]
+    if not answers:
         raise TemplateError(
             "No combination of answers is left to test.",
             why=f"{ANSWERS} excludes all of them, or the template accepts none.",
@@ -93,7 +94,7 @@ def cases(draft: Draft) -> tuple[tuple[Case, ...], tuple[str, ...]]:
     # Pairs that cannot be are what conditions and exclusions are for; a value that is in none was meant to be.
     alone = [target[0] for target in covering.impossible if len(target) == 1]
     notes = tuple(f"{name}={values[name][place]!r} is accepted in no combination" for name, place in alone)
-    return tuple(Case(number=n, answers=one) for n, one in enumerate(combinations, start=1)), notes
+    return tuple(Case(number=n, answers=one) for n, one in enumerate(answers, start=1)), notes
 
 
 def _given(path: Path, names: Sequence[str]) -> _Given:
@@ -126,10 +127,14 @@ def _wrong(said: str) -> TemplateError:
     )
 
 
-def _values(form: Questionnaire, names: Sequence[str], given: _Given) -> tuple[dict[str, list[Any]], dict[str, Any]]:
-    """The interesting values of each question, and an answer to those that have no default."""
+def _values(
+    form: Questionnaire, names: Sequence[str], given: _Given
+) -> tuple[dict[str, list[Any]], dict[str, Any], set[str]]:
+    """The interesting values of each question, an answer to those that have no default, and the questions of whose
+    values some may be refused."""
     values: dict[str, list[Any]] = {}
     baseline: dict[str, Any] = {}
+    doubtful: set[str] = set()
 
     def ask(name: str, answers: Mapping[str, Any]) -> Question | None:
         asked = replace(form, given={**baseline, **answers}).evaluate({})
@@ -147,12 +152,13 @@ def _values(form: Questionnaire, names: Sequence[str], given: _Given) -> tuple[d
         for extra in given.values.get(name, ()):
             if not any(_same(extra, one) for one in there):
                 there.append(extra)
+                doubtful |= set() if accepted(name, [extra]) else {name}
         if not there:
             raise _no_answer(name, question.error or "it has no default")
         values[name] = there
         if there[0] is not DEFAULT and question.required:
             baseline[name] = there[0]
-    return values, baseline
+    return values, baseline, doubtful
 
 
 def _interesting(question: Question, accepted: Callable[[Sequence[Any]], list[Any]]) -> Iterator[Any]:

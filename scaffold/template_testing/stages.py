@@ -87,10 +87,9 @@ class Project:
 
     def call(self, *command: str, environment: Mapping[str, str] | None = None) -> Result:
         """Run a command of the tools in the project."""
-        threads = str(self.threads)
-        given = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "VIRTUAL_ENV")}
-        given |= {
-            "OMP_NUM_THREADS": threads,
+        given = {
+            **os.environ,
+            "OMP_NUM_THREADS": str(self.threads),
             "PYTHONDONTWRITEBYTECODE": "1",
             "BLACK_CACHE_DIR": str(self.folder / "black"),
         }
@@ -108,8 +107,7 @@ class Project:
             "project": str(project), "answers": dict(answers), "trust": self.draft.trust, "update": None,
             "told": str(told), **more,
         }  # fmt: skip
-        paths = [str(Path(__file__).resolve().parents[2]), os.environ.get("PYTHONPATH", "")]
-        environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, paths))}
+        environment = {**os.environ, **_before_others(Path(__file__).resolve().parents[2])}
         command = (sys.executable, "-m", "scaffold.template_testing.child")
         ran = self.runner.run(command, cwd=self.folder, environment=environment, stdin=json.dumps(job))
         said = json.loads(told.read_text(encoding="utf-8")) if told.is_file() else {}
@@ -191,7 +189,7 @@ def installed(project: Project) -> Result:
     if missing := project.tools.missing(["pip", *needed]):
         return skipped(f"{', '.join(missing)} is not installed", missing=True)
     return project.call(
-        project.tools.python, "-m", "pip", "install", "--no-deps", "--no-build-isolation", "--no-index",
+        project.tools.python, "-m", "pip", "--isolated", "install", "--no-deps", "--no-build-isolation", "--no-index",
         "--disable-pip-version-check", "--no-warn-script-location", "--quiet", "--target", str(project.packages), ".",
     )  # fmt: skip
 
@@ -212,7 +210,7 @@ def trained(project: Project) -> Result:
     words = [re.sub(r"\{(\w+)\}", lambda found: str(project.answers.get(found[1], found[0])), word) for word in command]
     if words[0] in ("python", "python3"):
         words[0] = project.tools.python
-    return project.call(*words, environment={"PYTHONPATH": str(project.packages)})
+    return project.call(*words, environment=_before_others(project.packages))
 
 
 def tests(project: Project) -> Result:
@@ -223,7 +221,7 @@ def tests(project: Project) -> Result:
     if lacking := _lacking(project):
         return lacking
     command = (project.tools.python, "-m", "pytest", "-q", "-p", "no:cacheprovider")
-    return project.call(*command, environment={"PYTHONPATH": str(project.packages)})
+    return project.call(*command, environment=_before_others(project.packages))
 
 
 def updated(project: Project) -> Result:
@@ -285,6 +283,10 @@ STAGES: Mapping[str, Callable[[Project], Result]] = {
 
 QUICK = ("rendered", "parsed", "black")
 USUAL = tuple(name for name in STAGES if name != "tests")
+
+
+def _before_others(folder: Path) -> dict[str, str]:
+    return {"PYTHONPATH": os.pathsep.join(filter(None, [str(folder), os.environ.get("PYTHONPATH", "")]))}
 
 
 def _judged(ran: Ran, command: str) -> Result:

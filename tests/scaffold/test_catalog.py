@@ -20,7 +20,7 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from scaffold import catalog
-from scaffold.catalog import files, shared, sources
+from scaffold.catalog import downloading, files, sources
 from scaffold.errors import ScaffoldError, SourceError
 
 URL = "https://git.example.com/platform/template"
@@ -154,6 +154,7 @@ DAMAGED = {
     "an alias bomb": "a: &a [x,x,x]\nb: &b [*a,*a,*a]\nc: &c [*b,*b,*b]\ntemplates: {acme: *c}\n",
     "a merge bomb": "a: &a {k: v}\nb: &b {<<: [*a, *a, *a]}\ntemplates: {<<: [*b, *b]}\n",
     "deep nesting": "templates: " + "[" * 100_000,
+    "deep nesting that ends": "templates: " + "[" * 20_000 + "]" * 20_000,
     "too large": "# " + "x" * files.LARGEST + "\ntemplates: {}\n",
     "too many entries": "templates:\n" + "".join(f"  n{number}: x/\n" for number in range(60_000)),
     "names that are no mapping of catalogs": "catalogs: {a: b}\n",
@@ -201,6 +202,12 @@ class TestTheUsersFile:
         assert not re.search(r"secret|\x1b", " ".join(listing.problems))
         assert catalog.find("base").trusted
 
+    def test_edited_by_hand_into_a_bad_place_fetches_nothing_from_it(self, home, own):
+        places = ["http://example.com/c.yml", "--upload-pack=x", "ext::sh -c x", "~nobody-here/c", "a/" * 5_000, "\0"]
+        own.write_text(yaml.safe_dump({"catalogs": places, "templates": {"acme": URL}}))
+        assert len(catalog.listing(refresh=True).problems) >= len(places)
+        assert catalog.find("acme").url == f"git+{URL}"
+
     def test_may_be_a_link_into_a_folder_of_settings(self, home, own, tmp_path):
         kept = tmp_path / "dotfiles.yml"
         kept.write_text("templates: {}\n")
@@ -214,10 +221,10 @@ class TestTheUsersFile:
             command = [sys.executable, "-m", "scaffold", "template", "add", f"name-{number}", f"{URL}-{number}"]
             return subprocess.Popen(command, env=fresh_machine.environment, cwd=tmp_path, stdout=subprocess.DEVNULL)
 
-        assert [process.wait() for process in [start(number) for number in range(6)]] == [0] * 6
+        assert [process.wait() for process in [start(number) for number in range(4)]] == [0] * 4
         done = fresh_machine.scaffold("template", "list", "--json", cwd=tmp_path)
         names = {entry["name"] for entry in json.loads(done.stdout)["templates"]}
-        assert names == {"base", *(f"name-{number}" for number in range(6))}
+        assert names == {"base", *(f"name-{number}" for number in range(4))}
         folder = fresh_machine.home / ".config" / "treadle-scaffold"
         assert sorted(path.name for path in folder.iterdir()) == [".catalog.yml.lock", "catalog.yml"]
 
@@ -368,7 +375,7 @@ class TestASharedCatalog:
         catalog.subscribe(f"{server.url}/moved.yml")
 
     def test_that_never_ends_is_given_up(self, home, server, monkeypatch):
-        monkeypatch.setattr(shared, "_TIME_LIMIT", 0.5)
+        monkeypatch.setattr(downloading, "_TIME_LIMIT", 0.5)
         started = time.monotonic()
         with pytest.raises(SourceError, match=r"within|timed out"):
             catalog.subscribe(f"{server.url}/slow.yml")
@@ -383,6 +390,8 @@ class TestASharedCatalog:
             "file:///etc/passwd",
             "--upload-pack=x",
             "nowhere.yml",
+            "~nobody-here/c.yml",
+            "a/" * 5_000,
             "/dev/zero",
             "https://example.com/\x1b[31m.yml",
         ],
@@ -518,6 +527,30 @@ def found_or_refused(find, text):
         shown = str(error)
     assert "\x1b" not in shown
     return None
+
+
+NAMES = st.sampled_from(["acme", "base", "a b", "\x1b[31m", "", "-x", "1", "source"])
+TEXTS = st.one_of(st.text(max_size=20), st.sampled_from([URL, "acme", "/etc", f"{URL}@--x", COMMIT, "~x/y"]))
+THINGS = st.recursive(
+    st.one_of(TEXTS, st.none(), st.integers(), st.booleans(), st.dates()),
+    lambda inner: st.one_of(st.lists(inner, max_size=3), st.dictionaries(NAMES | TEXTS, inner, max_size=3)),
+    max_leaves=12,
+)
+ENTRIES = st.dictionaries(NAMES, st.fixed_dictionaries({"source": TEXTS}, optional={"commit": TEXTS}) | THINGS)
+PARTS = st.fixed_dictionaries({}, optional={"templates": ENTRIES | THINGS, "catalogs": THINGS, "x": THINGS})
+
+
+class TestAnyCatalog:
+    @settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+    @given(st.one_of(PARTS.map(lambda parts: yaml.safe_dump(parts).encode()), THINGS.map(repr).map(str.encode)))
+    def test_gives_names_or_problems_and_nothing_else(self, own, content):
+        own.write_bytes(content)
+        listing = catalog.listing()
+        assert listing.entries[0].name == "base"
+        assert not re.search("\x1b", repr(listing.problems) + "".join(entry.name for entry in listing.entries))
+        for entry in listing.entries:
+            found_or_refused(catalog.find, entry.name)
+            assert entry.commit is None or re.fullmatch("[0-9a-f]{40,64}", entry.commit)
 
 
 LOOPBACK = {"127.0.0.1", "localhost", "[::1]"}

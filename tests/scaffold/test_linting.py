@@ -7,6 +7,7 @@ import os
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -466,6 +467,21 @@ class TestATemplateAsItLies:
             (folder / "template" / os.fsdecode(name)).write_text("plain\n")
         texts = [found.text() for found in engine.lint(folder, select=["T404"]).findings]
         assert [text.split(":")[0] for text in texts] == ["template/a\\nb.md.jinja", "template/\\udcff.md.jinja"]
+
+    def test_may_hold_what_takes_years_to_compute(self, tmp_path: Path) -> None:
+        """Jinja is read and not run, and what YAML repeats is read once."""
+        laughs = "_a: &a [x, x]\n" + "".join(
+            f"_{new}: &{new} [{', '.join(f'*{old}' for _ in range(9))}]\n" for old, new in pairwise("abcdefghij")
+        )
+        years = "{{ 9 ** (9 ** 9) }}{% if 9 ** (9 ** 9) ~ typo %}{{ 9 ** (9 ** 9) | string }}{% endif %}\n"
+        config = f"{laughs}_tasks: *j\nq: {{default: *j, help: '{{{{ typo }}}}'}}\n"
+        folder = write(tmp_path / "template", {"copier.yml": CONFIG + config, "template/a.jinja": years})
+        found = engine.lint(folder, select=["T4", "T103"]).findings
+        assert [(one.rule.id, one.fault.file) for one in found] == [
+            ("T103", "copier.yml"),
+            ("T402", "copier.yml"),
+            ("T402", "template/a.jinja"),
+        ]
 
 
 class TestTheCommand:

@@ -3,10 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import pty
-import select
-import subprocess
 import sys
 from pathlib import Path
 
@@ -213,63 +209,17 @@ class TestJson:
         assert document["path"] == str(tmp_path / "p")
         assert document["files"] == [".copier-answers.yml", "hello.txt"]
         assert document["commit"] == machine.git("rev-parse", "HEAD", cwd=tmp_path / "p")
-        assert document["template"] == {"name": str(template), "url": str(template), "version": "v1.0.0"}
+        assert document["template"] == {
+            "name": str(template),
+            "url": str(template),
+            "version": "v1.0.0",
+            "commit": machine.git("rev-parse", "v1.0.0", cwd=template),
+        }
 
     def test_carries_errors_too(self, machine, tmp_path):
         done = machine.scaffold("new", "p", "--template", "bass", "--yes", "--json", cwd=tmp_path)
         assert done.returncode == 1
         assert json.loads(done.stdout)["error"]["fix"] == "--template base"
-
-
-class TestOnATerminal:
-    def test_asks_what_is_open_and_shows_it_before_writing(self, machine, tmp_path):
-        """Enter at each question takes the default shown, and a last Enter makes the project."""
-        code, screen = type_in(machine, tmp_path, ["new", "p", *FOUR[:3]], ["\x1b[B\r", "\r"])
-        assert code == 0, screen
-        assert "Where will its tests run?" in screen
-        assert "What is its Python package called?" not in screen
-        assert "ci: gitlab" in (tmp_path / "p" / ".copier-answers.yml").read_text()
-
-    def test_makes_nothing_when_the_answer_is_no(self, machine, tmp_path):
-        code, screen = type_in(machine, tmp_path, ["new", "p", *FOUR], ["n"])
-        assert code == 1, screen
-        assert "Nothing was made" in screen
-        assert list(tmp_path.iterdir()) == []
-
-    def test_makes_nothing_after_ctrl_c_at_a_question(self, machine, tmp_path):
-        code, screen = type_in(machine, tmp_path, ["new", "p", *FOUR[:3]], ["\x03"])
-        assert code == 130, screen
-        assert "nothing was left behind" in screen
-        assert "Traceback" not in screen
-        assert list(tmp_path.iterdir()) == []
-
-
-def type_in(machine, cwd, arguments, keys):
-    """Run the command on a pseudo terminal and press ``keys``, each once the screen rests at a question."""
-    main, child = pty.openpty()
-    process = subprocess.Popen(
-        [sys.executable, "-m", "scaffold", *arguments],
-        cwd=cwd,
-        env={**machine.environment, "TERM": "xterm", "PROMPT_TOOLKIT_NO_CPR": "1"},
-        stdin=child,
-        stdout=child,
-        stderr=child,
-        start_new_session=True,
-    )
-    os.close(child)
-    screen, answered, waiting = b"", 0, list(keys)
-    while True:
-        quiet = not select.select([main], [], [], 0.5)[0]
-        if quiet and waiting and b"?" in screen[answered:]:
-            answered = len(screen)
-            os.write(main, waiting.pop(0).encode())
-        elif not quiet:
-            try:
-                screen += os.read(main, 4096)
-            except OSError:  # the other end is closed
-                break
-    os.close(main)
-    return process.wait(timeout=30), screen.decode(errors="replace")
 
 
 def assert_refused(done, expected, folder, besides=frozenset()):

@@ -177,3 +177,16 @@ class TestTheChoiceOfCI:
         workflow = yaml.safe_load((project / GITHUB).read_text())
         assert workflow["permissions"] == {"contents": "read"}
         assert all("permissions" not in job for job in workflow["jobs"].values())
+
+
+class TestAPreset:
+    @pytest.mark.parametrize(
+        "path", sorted((Path(__file__).parents[2] / "presets").iterdir()), ids=lambda path: path.name
+    )
+    def test_answers_questions_that_there_are(self, render: Render, path: Path) -> None:
+        """It says in its first line what it is for; what it answers is recorded in the project as it stands there."""
+        text = path.read_text()
+        assert re.match(r"# description: \S.*\.\n", text)
+        answers = yaml.safe_load(text)
+        recorded = yaml.safe_load((render(**answers) / ".copier-answers.yml").read_text())
+        assert {name: recorded[name] for name in answers} == answers
