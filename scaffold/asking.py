@@ -49,28 +49,29 @@ def ask(form: Questionnaire, *, about: Sequence[tuple[str, str]], make: str) -> 
     answers: dict[str, Any] = {}
     asked: list[str] = []
     again: str | None = None
-    _check_given(form.evaluate({}))
+    questions = form.evaluate(answers)
+    _check_given(questions)
     while True:
-        questions = form.evaluate(answers)
         question = next((q for q in questions if q.name == again and q.applies), None) or _next(questions, asked)
         again = None
         if question:
             reply = _put(question, form, questions, back=bool(asked))
-            if reply is _Step.BACK:
-                again = asked.pop()
-            else:
+            if reply is not _Step.BACK:
                 _note_down(answers, question, reply)
                 asked = [*(name for name in asked if name != question.name), question.name]
-            continue
-        match _confirm(questions, about, make, back=bool(asked)):
-            case _Step.MAKE:
-                return {q.name: q.value for q in _open(questions)}
+        else:
+            reply = _confirm(questions, about, make, back=bool(asked))
+        match reply:
             case _Step.BACK:
                 again = asked.pop()
+                continue
+            case _Step.MAKE:
+                return {q.name: q.value for q in _open(questions)}
             case _Step.CHANGE:
                 _change(form, answers, questions)
             case _Step.STOP:
                 raise Declined("Nothing was made.", why="you said no.", fix="run the same command again.")
+        questions = form.evaluate(answers)
 
 
 def _open(questions: Iterable[Question]) -> list[Question]:
@@ -98,8 +99,11 @@ def _note_down(answers: dict[str, Any], question: Question, reply: Any) -> None:
 
 
 def _check_given(questions: Iterable[Question]) -> None:
+    """Raises AnswerError for a value that the dialogue would not ask for, and the template does not accept."""
     for question in questions:
-        if question.answered and question.error:
+        if question.applies and question.asks and question.required and not question.answered:
+            return  # what comes after it may depend on it
+        if question.error and (question.answered or not question.asks):
             allowed = [str(choice.value) for choice in question.choices if not choice.refused]
             guess = nearest(str(question.value), allowed) or (allowed[0] if allowed else "...")
             raise AnswerError(
@@ -134,7 +138,7 @@ def _put(question: Question, form: Questionnaire, questions: Sequence[Question],
     """Ask one question: the answer, or ``_Step.BACK``."""
     values = {q.name: q.value for q in questions if not q.error and not (q.required and not q.answered)}
     if question.error and question.answered:
-        console.note(f"{question.name} cannot be {question.value!r} any more: {question.error}")
+        console.note(f"{question.name} cannot be {question.value!r}: {question.error}")
     if question.type == "bool" and not question.choices:
         reply = _select(_message(question), [("Yes", ""), ("No", "")], pointed=0 if question.value else 1, back=back)
         return reply if isinstance(reply, _Step) else reply == 0

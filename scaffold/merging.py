@@ -181,15 +181,14 @@ def merge(repository: Repository, *, before: str, project: str, after: str, labe
             workshop.branch(name, workshop.commit(side, parent=base))
         merged = workshop.merge_in_memory(ours, theirs) if git.version() >= _IN_MEMORY else None
         tree, stages, reasons = merged or workshop.merge_in_work_tree(ours, theirs)
-        tree, gone = _keep_deleted(workshop, tree, stages)
+        tree, kept_deleted = _keep_deleted(workshop, tree, stages, theirs)
         spoken = {ours: labels.project, "HEAD": labels.project, theirs: labels.after}
-        # Where the user has a folder of that name, git gave the file another one.
-        kept_deleted = tuple(sorted({path.partition(f"~{theirs}")[0] for path in gone}))
-        tree = _relabel(workshop, tree, stages, spoken, {base: labels.before})
+        tree = _relabel(workshop, tree, stages, spoken, (base, labels.before))
     return Merged(tree=tree, conflicts=stages, reasons=reasons, kept_deleted=kept_deleted)
 
 
 _Stages = dict[str, dict[Stage, tuple[str, str]]]
+_KINDS = {"123": "contents", "23": "contents", "12": "modify/delete", "13": "modify/delete"}
 
 
 class _Workshop:
@@ -260,9 +259,7 @@ class _Workshop:
                 why="git could not merge the template with the project.",
                 fix="a git of version 2.38 or newer merges in another way: update git.",
             )
-        reasons = {
-            path: "both changed it" if len(each) == 3 else "changed and deleted" for path, each in stages.items()
-        }
+        reasons = {path: _KINDS.get("".join(sorted(sides)), "renamed") for path, sides in stages.items()}
         # What an .gitignore in the tree names is part of it, too.
         self.run(*bare, "add", "-A", "-f", "--", ".", **here)
         return self.run(*bare, "write-tree", **here), stages, reasons
@@ -331,34 +328,32 @@ def _reasons(messages: Sequence[str]) -> dict[str, str]:
     return reasons
 
 
-def _keep_deleted(workshop: _Workshop, tree: str, stages: _Stages) -> tuple[str, list[str]]:
+def _keep_deleted(workshop: _Workshop, tree: str, stages: _Stages, theirs: str) -> tuple[str, tuple[str, ...]]:
     """A file that the user deleted stays deleted, whatever the template did to it since."""
-    gone = [path for path, sides in stages.items() if "2" not in sides and {"1", "3"} <= set(sides)]
+    # Where the user has something else of that name, git gave the template's file another one.
+    names = {path: path.partition(f"~{theirs}")[0] for path, sides in stages.items() if sides.keys() == {"1", "3"}}
+    gone = {path: name for path, name in names.items() if name == path or name not in stages}
     if gone:
         tree = workshop.replace(tree, [("0", "0" * len(tree), path) for path in gone])
         for path in gone:
             del stages[path]
-    return tree, gone
+    return tree, tuple(sorted(gone.values()))
 
 
-def _relabel(
-    workshop: _Workshop, tree: str, stages: _Stages, spoken: Mapping[str, str], bases: Mapping[str, str]
-) -> str:
+def _relabel(workshop: _Workshop, tree: str, stages: _Stages, spoken: Mapping[str, str], base: tuple[str, str]) -> str:
     """The tree, with markers that say whose side is whose."""
+    commit, before = base
     names = "|".join(map(re.escape, sorted(spoken, key=len, reverse=True)))
     marker = re.compile(
-        rb"^(<{7,}|\|{7,}|>{7,}) (" + names.encode() + rb"|[0-9a-f]{7,64})(:[^\r\n]*)?(\r?)$", re.MULTILINE
+        rb"^(<{7,}|>{7,}|\|{7,}) (" + names.encode() + rb"|[0-9a-f]{7,64})(:[^\r\n]*)?(\r?)$", re.MULTILINE
     )
 
     def say(match: re.Match[bytes]) -> bytes:
         name = match[2].decode()
-        is_base = match[1].startswith(b"|")
-        labels = (
-            [label for commit, label in bases.items() if commit.startswith(name)] if is_base else [spoken.get(name)]
-        )
-        if not labels or labels[0] is None:
-            return match[0]  # the user's own line
-        return match[1] + b" " + labels[0].encode() + (match[3] or b"") + match[4]
+        label = spoken.get(name) if match[1][:1] != b"|" else before if commit.startswith(name) else None
+        if label is None:  # a line of the file itself
+            return match[0]
+        return match[1] + b" " + label.encode() + (match[3] or b"") + match[4]
 
     changed = []
     for path, (mode, name) in workshop.entries(tree, list(stages)).items():

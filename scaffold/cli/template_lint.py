@@ -84,6 +84,8 @@ def _annotate(linted: Linted) -> None:
     for finding in linted.findings:
         typer.echo(console.plain(finding.annotation("" if below == "." else f"{below}/")))
     typer.echo(linted.summary())
+    for note in linted.notes:
+        console.note(note)
 
 
 def _document(linted: Linted) -> dict[str, object]:

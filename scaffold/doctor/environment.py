@@ -138,4 +138,4 @@ def _torch(it: Python, variables: Mapping[str, str], patience: float) -> Iterato
             "install the build for CUDA: https://pytorch.org/get-started/locally",
         )
     else:
-        yield ok(f"torch {there.version} computes on the CPU, with {said['threads']} threads")
+        yield ok(f"torch {there.version} computes on the CPU (threads: {said['threads']})")

@@ -116,14 +116,19 @@ def _in_python(check: Check, it: Python | None) -> Finding:
                 fitting = fits(it.version, SpecifierSet(check.argument))
                 return (ok if fitting else note)(f"Python {it.version}{'' if fitting else f' is not {check.argument}'}")
             case "installed":
-                wanted = Requirement(check.argument)
-                if missing := next(unmet([check.argument], it), None):
-                    return note(f"not installed: {missing}")
-                there = it.find(wanted.name)
-                return ok(f"{wanted.name} {there.version if there else ''} is installed".replace("  ", " "))
+                return _installed(Requirement(check.argument), it)
     except (InvalidSpecifier, InvalidRequirement):
         return _malformed(check)
     return _plugin(check.argument, it)
+
+
+def _installed(wanted: Requirement, it: Python) -> Finding:
+    there = it.find(wanted.name)
+    # What it needs in turn is looked at elsewhere, where it is told once; but an extra is what it brings.
+    by = (None, there.name) if there and wanted.extras else (None,)
+    if missing := next((one for one in unmet([str(wanted)], it) if one.wanted_by in by), None):
+        return note(f"not installed: {missing}")
+    return ok(f"{wanted.name} {there.version} is installed" if there else f"{wanted} is not for this machine")
 
 
 def _plugin(name: str, it: Python) -> Finding:

@@ -140,16 +140,16 @@ def _notes(template: Template, rules: Iterable[Rule], silent: Iterable[str]) -> 
         yield f"what the base template writes is not known: {template.base.failure.what}"
 
 
-def _no_rule(id: str) -> TemplateError:  # noqa: A002
+def _no_rule(typed: str) -> TemplateError:
     return TemplateError(
-        f"There is no rule {id!r}.",
+        f"There is no rule {typed!r}.",
         why=f"rules are called {RULES[0].id} to {RULES[-1].id}; T1 stands for all that start like that.",
-        fix=_guess(id, "use {}") or f"use one of {', '.join(sorted({rule.id[:2] for rule in RULES}))}",
+        fix=_guess(typed, "use {}") or f"use one of {', '.join(sorted({rule.id[:2] for rule in RULES}))}",
     )
 
 
-def _guess(id: str, text: str) -> str:  # noqa: A002
-    near = nearest(id.upper(), [rule.id for rule in RULES])
+def _guess(typed: str, text: str) -> str:
+    near = nearest(typed.upper(), [rule.id for rule in RULES])
     return text.format(near) if near else ""
 
 

@@ -92,7 +92,7 @@ class Piece:
 class YieldTag(Extension):
     """Copier's ``{% yield NAME from LIST %}`` in file names, which makes one file for each item: a loop, to a reader."""
 
-    tags = {"yield"}  # noqa: RUF012
+    tags = {"yield"}  # noqa: RUF012  # as Jinja declares it
 
     def parse(self, parser: Parser) -> nodes.Node:
         line = next(parser.stream).lineno

@@ -9,8 +9,8 @@ from scaffold.linting.findings import Fault, Rule, Severity
 from scaffold.linting.template import Template
 
 
-def _rule(id: str, severity: Severity, title: str, check: Callable[[Template], Iterator[Fault]]) -> Rule:  # noqa: A002
-    return Rule(id=id, severity=severity, title=title, check=check)
+def _rule(name: str, severity: Severity, title: str, check: Callable[[Template], Iterator[Fault]]) -> Rule:
+    return Rule(id=name, severity=severity, title=title, check=check)
 
 
 RULES = (

@@ -140,9 +140,9 @@ class Template:
         return max(candidates, key=lambda file: len(_VALUE.sub("", file.plain_target)), default=None)
 
     def lines(self, file: str) -> list[str]:
-        """Of any file of the repository; nothing for what isn't text."""
+        """Of any file of the repository; none for links and for what is too large to be source."""
         path = self.root / file
-        if not path.is_file() or path.stat().st_size > _LARGEST_TEXT:
+        if path.is_symlink() or not path.is_file() or path.stat().st_size > _LARGEST_TEXT:
             return []
         return path.read_bytes().decode("utf-8", errors="replace").splitlines()
 

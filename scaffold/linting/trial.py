@@ -44,8 +44,9 @@ def render_copy(root: Path, names: Iterable[str], config: Config, *, beneath: Ma
     with tempfile.TemporaryDirectory(prefix="scaffold-lint-") as scratch:
         copy, project = Path(scratch) / "template", Path(scratch) / "project"
         _copy(root, names, copy)
-        config_file = copy / config.file
-        config_file.write_text(_without_commands(config_file.read_text(encoding="utf-8"), config), encoding="utf-8")
+        (copy / config.file).unlink(missing_ok=True)  # it may be a link, and what it leads to is not ours
+        text = (root / config.file).read_text(encoding="utf-8")
+        (copy / config.file).write_text(_without_commands(text, config), encoding="utf-8")
         git.git("init", "-q", cwd=copy)
         git.git("add", "-A", "-f", ".", cwd=copy)
         git.git(*_AUTHOR, "commit", "-q", "-m", "as it stands", cwd=copy)
@@ -75,6 +76,7 @@ def _render(source: catalog.Source, folder: Path, answers: Mapping[str, Any]) ->
 
 
 def _copy(root: Path, names: Iterable[str], copy: Path) -> None:
+    copy.mkdir()
     for name in names:
         target = copy / name
         target.parent.mkdir(parents=True, exist_ok=True)

@@ -195,7 +195,9 @@ def _rename(side: _Side) -> None:
     path = side.path()
     if path is None:
         return
-    folder, name = side.random.choice(_FOLDERS), side.random.choice((path.rpartition("/")[2], f"{side.name} {path[-4:]}"))
+    folder, name = side.random.choice(_FOLDERS), side.random.choice(
+        (path.rpartition("/")[2], f"{side.name} {path[-4:]}")
+    )
     new = f"{folder}/{name}".replace("/.", "/")
     if _is_free(side.tree, new):
         side.tree[new] = side.tree.pop(path)
@@ -285,11 +287,7 @@ def files(folder: Path) -> Tree:
 
 def import_trees(repository: Path, trees: Mapping[str, Mapping[str, File]]) -> dict[str, str]:
     """Each as a commit on a branch of its name, in one call of git; the hashes of their trees."""
-    stream = []
-    for name, tree in trees.items():
-        stream.append(f"commit refs/heads/{name}\ncommitter A <a@example.com> 0 +0000\ndata 0\n\n".encode())
-        for path, (mode, content) in tree.items():
-            stream.append(f"M {mode} inline {path}\ndata {len(content)}\n".encode() + content + b"\n")
+    stream = [_commit_command(name, tree, 0) for name, tree in trees.items()]
     _git("fast-import", "--quiet", "--force", cwd=repository, stdin=b"".join(stream))
     listed = _git("rev-parse", *(f"refs/heads/{name}^{{tree}}" for name in trees), cwd=repository).decode().split()
     return dict(zip(trees, listed, strict=True))
@@ -308,7 +306,9 @@ def export_tree(repository: Path, tree: str) -> Tree:
 
 def export_blobs(repository: Path, entries: Mapping[str, tuple[str, str]]) -> Tree:
     """Files by their mode and object."""
-    told = _git("cat-file", "--batch", cwd=repository, stdin="".join(f"{name}\n" for _, name in entries.values()).encode())
+    told = _git(
+        "cat-file", "--batch", cwd=repository, stdin="".join(f"{name}\n" for _, name in entries.values()).encode()
+    )
     tree: Tree = {}
     at = 0
     for path, (mode, _) in entries.items():
@@ -328,6 +328,103 @@ def staged(repository: Path) -> Tree:
             mode, name, stage = details.split(" ")
             entries[f"{path}:{stage}"] = (mode, name)
     return export_blobs(repository, entries)
+
+
+# ---- Real templates and projects --------------------------------------------------------------------------------------
+
+_QUESTION = "{name}:\n  type: str\n  default: {default}\n"
+_SETTINGS = "config.ini"
+_ANSWERS_TEMPLATE = (
+    b"# Changes here will be overwritten by Copier; NEVER EDIT MANUALLY\n{{ _copier_answers | to_nice_yaml -}}\n"
+)
+
+
+def make_template(folder: Path, history: History) -> None:
+    """A repository with a tag for each version. Each version has one question more, and a file that tells all answers."""
+    _git("init", "-q", str(folder), cwd=folder.parent)
+    stream = []
+    for number, tree in enumerate(history.versions, start=1):
+        names = _questions(number)
+        config = "".join(_QUESTION.format(name=name, default=f"default {name}") for name in names)
+        rendered = "".join(f"{name} = {{{{ {name} }}}}\n" for name in names)
+        whole = {
+            **tree,
+            "copier.yml": (PLAIN, config.encode()),
+            "{{ _copier_conf.answers_file }}.jinja": (PLAIN, _ANSWERS_TEMPLATE),
+            f"{_SETTINGS}.jinja": (PLAIN, rendered.encode()),
+        }
+        stream.append(
+            _commit_command("main", whole, number) + f"reset refs/tags/v{number}.0.0\nfrom refs/heads/main\n\n".encode()
+        )
+    _git("fast-import", "--quiet", cwd=folder, stdin=b"".join(stream))
+    _git("symbolic-ref", "HEAD", "refs/heads/main", cwd=folder)
+    _git("reset", "-q", "--hard", cwd=folder)
+
+
+def old_rendering(history: History, template: Path, answer: str = "default name1") -> Tree:
+    """What Copier makes of the first version."""
+    answers = f"_commit: v1.0.0\n_src_path: {template}\nname1: {answer}\n"
+    first_line = _ANSWERS_TEMPLATE.partition(b"\n")[0] + b"\n"
+    return {
+        **history.versions[0],
+        _SETTINGS: (PLAIN, f"name1 = {answer}\n".encode()),
+        ANSWERS: (PLAIN, first_line + answers.encode()),
+    }
+
+
+def make_project(folder: Path, history: History, template: Path, answer: str = "default name1") -> Tree:
+    """A repository whose last commit is the history's project.
+
+    Args:
+        answer: What the user wrote into the answers file; the other files were made with the default.
+    """
+    made = {**old_rendering(history, template), ANSWERS: old_rendering(history, template, answer)[ANSWERS]}
+    tree = {**history.project, **{name: made[name] for name in (_SETTINGS, ANSWERS)}}
+    _git("init", "-q", str(folder), cwd=folder.parent)
+    _git("fast-import", "--quiet", cwd=folder, stdin=_commit_command("main", tree, 1))
+    _git("symbolic-ref", "HEAD", "refs/heads/main", cwd=folder)
+    _git("reset", "-q", "--hard", cwd=folder)
+    return tree
+
+
+def commit_all(folder: Path) -> str:
+    """What a user does after an update; the hash of the new tree."""
+    _git("add", "-A", cwd=folder)
+    _git(
+        "-c",
+        "user.name=A",
+        "-c",
+        "user.email=a@example.com",
+        "commit",
+        "-q",
+        "--allow-empty",
+        "-m",
+        "Update",
+        cwd=folder,
+    )
+    return _git("rev-parse", "HEAD^{tree}", cwd=folder).decode().strip()
+
+
+def status(folder: Path) -> str:
+    """What git says of the work tree."""
+    return _git("status", "--porcelain", "-uall", cwd=folder).decode()
+
+
+def state(folder: Path) -> tuple[Tree, bytes, bytes]:
+    """Everything that must be the same where nothing is to change: files, index and references."""
+    index = _git("ls-files", "-s", "-z", cwd=folder)
+    return files(folder), index, _git("for-each-ref", cwd=folder) + _git("rev-parse", "HEAD", cwd=folder)
+
+
+def _questions(number: int) -> list[str]:
+    return [f"name{each}" for each in range(1, number + 1)]
+
+
+def _commit_command(branch: str, tree: Mapping[str, File], second: int) -> bytes:
+    parts = [f"commit refs/heads/{branch}\ncommitter A <a@example.com> {second} +0000\ndata 0\ndeleteall\n".encode()]
+    for path, (mode, content) in tree.items():
+        parts.append(f"M {mode} inline {path}\ndata {len(content)}\n".encode() + content + b"\n")
+    return b"".join(parts)
 
 
 def _git(*arguments: str, cwd: Path, stdin: bytes = b"") -> bytes:

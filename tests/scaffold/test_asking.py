@@ -156,7 +156,7 @@ size: {type: str, choices: "{{ ['l', 'xl'] if big else ['s', 'm'] }}", default: 
             form(config), ("big", ENTER), ("size", DOWN + ENTER), (SUMMARY, ESCAPE), ("size", ESCAPE),
             ("big", DOWN + ENTER), ("size", DOWN + ENTER), (SUMMARY, ENTER),
         )  # fmt: skip
-        assert "size cannot be 'xl' any more" in screen
+        assert "size cannot be 'xl': 'xl' is not in ['s', 'm']" in screen
         assert reply == {"big": False, "size": "m"}
 
 
@@ -307,6 +307,14 @@ class TestGivenAnswers:
         with pytest.raises(AnswerError, match="paint cannot be 'bleu'") as caught:
             asking.ask(form(THREE, given={"paint": "bleu"}), about=[], make="Make it")
         assert caught.value.fix == "--set paint=blue"
+
+    def test_that_nobody_is_asked_for_are_checked_as_well(self, form):
+        """Else five questions would be answered for nothing."""
+        config = (
+            "name: {type: str, ask: false, default: 'a b', validator: \"{% if ' ' in name %}no spaces{% endif %}\"}"
+        )
+        with pytest.raises(AnswerError, match="no spaces"):
+            asking.ask(form(config), about=[], make="Make it")
 
     def test_recorded_before_are_defaults_where_they_are_still_accepted(self, form):
         recorded = {"city": "Bern", "paint": "green"}

@@ -61,7 +61,6 @@ class TestARelease:
         done = machine.scaffold("template", "release", "v1.0.0", "--json", cwd=template / "template")
         assert done.returncode == 0, done.stderr
         document = json.loads(done.stdout)
-        assert document["tag"] == "v1.0.0"
         assert (
             document["commit"] == head(machine, template) == machine.git("rev-parse", "v1.0.0^{commit}", cwd=template)
         )
@@ -73,7 +72,6 @@ class TestARelease:
         assert machine.git("tag", "-l", "--format=%(objecttype) %(contents)", cwd=template).startswith(
             "tag Release 1.0.0"
         )
-        assert "- It greets." in machine.git("tag", "-l", "--format=%(contents)", cwd=template)
         assert (
             f"## Unreleased\n\n## 1.0.0 - {date.today()}\n\n- It greets.\n" in (template / "CHANGELOG.md").read_text()
         )
@@ -390,7 +388,6 @@ def stopped_at(machine, arguments, cwd, folder, reached):
         [sys.executable, "-m", "scaffold", *arguments],
         cwd=cwd,
         env={**machine.environment, "PATH": f"{folder}:{os.environ['PATH']}"},
-        stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,

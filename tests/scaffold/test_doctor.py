@@ -511,6 +511,32 @@ class TestOnboarding:
             [step] = parse(f"1. Go <!-- doctor: {example} -->")
             assert [finding.level for finding in steps.verify(step, there).findings] != ["problem"], example
 
+    @pytest.mark.parametrize(
+        "wanted, level",
+        [
+            ("a", "ok"),
+            ("a>=1", "ok"),
+            ("a>=2", "note"),
+            ("b", "note"),
+            ("a[fast]", "note"),
+            ("b; python_version < '3'", "ok"),
+        ],
+    )
+    def test_looks_for_a_package_and_its_extras_alone(self, tmp_path, wanted, level):
+        """That something it needs is of the wrong version is told above, once, and not in each step."""
+        requires = ("c", "speed ; extra == 'fast'")
+        there = Distribution(name="a", version="1", requires=requires, origin=None, entry_points=())
+        python = Python(
+            executable=Path("x"),
+            version="3.12",
+            virtual=True,
+            distributions={"a": there},
+            markers={"python_version": "3.12"},
+        )
+        [step] = parse(f"1. Go <!-- doctor: installed {wanted} -->")
+        surroundings = steps.Surroundings(root=tmp_path, variables={}, python=python)
+        assert [finding.level for finding in steps.verify(step, surroundings).findings] == [level]
+
     def test_checks_are_listed_in_the_help(self, machine, tmp_path):
         """Whoever writes the file finds them there."""
         shown = " ".join(machine.scaffold("doctor", "--help", cwd=tmp_path).stdout.split())
