@@ -113,16 +113,15 @@ class Template:
     @contextmanager
     def served(self) -> Iterator[Source]:
         """The source as one that git reads from the mirror, without a network."""
-        here = Path(self.source.url).expanduser().exists()
-        if here or self.source.git_config:
+        if self.source.trusted or Path(self.source.url).expanduser().exists():
             yield self.source
-        else:
-            url = self.source.url.removeprefix("git+")
-            yield replace(
-                self.source,
-                git_config=((f"url.{self.mirror.as_posix()}.insteadOf", url),),
-                protocols=f"{self.source.protocols}:file",
-            )
+            return
+        url = self.source.url.removeprefix("git+")
+        yield replace(
+            self.source,
+            git_config=(*self.source.git_config, (f"url.{self.mirror.as_posix()}.insteadOf", url)),
+            protocols=f"{self.source.protocols}:file",
+        )
 
 
 def fetch(source: Source) -> Template:

@@ -172,7 +172,7 @@ class TestTermination:
 
 
 class TestAnUpdate:
-    @pytest.mark.parametrize("moment", ["checkout", "write-tree", "apply"])
+    @pytest.mark.parametrize("moment", ["checkout", "write-tree", "read-tree"])
     def test_stopped_at_any_moment_leaves_the_project_as_it_was(
         self, machine, make_template, wrapped_git, tmp_path, moment
     ):
