@@ -1,6 +1,6 @@
 """The bundle of released templates: a git repository in one file, shipped in the wheel.
 
-One commit and one tag per release, holding only ``copier.yml`` and ``templates/``. Author and dates are fixed and the
+One commit and one tag per release, holding only ``copier.yml``, ``templates/`` and ``presets/``. Author and dates are fixed and the
 packing is repeatable, so building it again from the same files gives the same bytes. ``make bundle`` calls this.
 """
 
@@ -81,11 +81,12 @@ def newest(bundle: Path) -> Version:
 def template_files(tree: Path) -> Iterator[Path]:
     """What a release of the folder ``tree`` holds, in a fixed order, relative to it."""
     yield Path("copier.yml")
-    for folder, subfolders, files in os.walk(tree / "templates"):
-        subfolders[:] = sorted(name for name in subfolders if name not in _JUNK_FOLDERS)
-        for name in sorted(files):
-            if name not in _JUNK_FILES and not name.endswith((".pyc", ".pyo")):
-                yield (Path(folder) / name).relative_to(tree)
+    for top in ("presets", "templates"):
+        for folder, subfolders, files in os.walk(tree / top):
+            subfolders[:] = sorted(name for name in subfolders if name not in _JUNK_FOLDERS)
+            for name in sorted(files):
+                if name not in _JUNK_FILES and not name.endswith((".pyc", ".pyo")):
+                    yield (Path(folder) / name).relative_to(tree)
 
 
 def release(bundle: Path, tree: Path, version: str, *, replace: bool = False) -> None:

@@ -101,12 +101,14 @@ def create(plan: Plan, in_place: Callable[[Path], None] | None = None) -> Create
     git.require_git()
     try:
         target = destination(plan.path)
-        # Before anything is asked: whether one may write there, and whether git knows who commits.
+        if plan.ask:
+            _check_place(plan, target)
+        template = fetch(plan.source)
+        answered = _answer(plan, template, target, make="Make it")
         with _staging(target) as staging:
             if plan.use_git:
                 _initialise(staging / "repository")
-            template = fetch(plan.source)
-            rendering = _render(plan, template, staging / "project" / target.name, target)
+            rendering = _render(plan, template, answered, staging / "project" / target.name)
             files = listing(rendering.folder)
             commit = _commit(staging / "repository", rendering, plan) if plan.use_git else None
             enclosing = _enclosing(target) if plan.use_git else None
@@ -134,8 +136,10 @@ def preview(plan: Plan, show: Callable[[Rendering, tuple[str, ...]], None]) -> N
     git.require_git()
     try:
         target = destination(plan.path)
+        template = fetch(plan.source)
+        answered = _answer(plan, template, target, make="Show it")
         with _temporary(Path(tempfile.gettempdir()), "scaffold-preview-") as staging:
-            rendering = _render(plan, fetch(plan.source), staging / "project" / target.name, target, make="Show it")
+            rendering = _render(plan, template, answered, staging / "project" / target.name)
             show(rendering, listing(rendering.folder))
     except OSError as error:
         raise cannot_write(Path(tempfile.gettempdir()), error) from error
@@ -177,26 +181,45 @@ def listing(folder: Path) -> tuple[str, ...]:
     return tuple(sorted(path.relative_to(folder).as_posix() for path in paths))
 
 
-def _render(plan: Plan, template: Template, folder: Path, target: Path, *, make: str = "Make it") -> Rendering:
-    unknown = not trust.known(plan.source)
-    if unknown and plan.ask:
+@dataclass(frozen=True, kw_only=True)
+class _Answered:
+    given: tuple[presets.Answers, ...]
+    """Before anybody was asked, the strongest first."""
+    values: Mapping[str, Any]
+    defaults: Mapping[str, Any]
+
+
+def _check_place(plan: Plan, target: Path) -> None:
+    """Whether one may write there, and git knows who commits: before anything is asked, and nothing lies there meanwhile."""
+    with _staging(target) as staging:
+        if plan.use_git:
+            _initialise(staging / "repository")
+
+
+def _answer(plan: Plan, template: Template, target: Path, *, make: str) -> _Answered:
+    if plan.ask and not trust.known(plan.source):
         _confirm_source(template)
     given = _given(plan, template)
-    answers = presets.merged(given)
-    defaults = {} if answers.get("author_name") else git.author_name(_nearest_existing(folder))
+    values = presets.merged(given)
+    defaults = {} if values.get("author_name") else git.author_name(_nearest_existing(target))
     if plan.ask:
-        answers |= _ask(plan, template, target, given, defaults, make)
-    rendering = render(template, folder, answers=answers, defaults=defaults, trust=plan.trust)
-    presets.check_names(given, rendering.questions)
-    missing = [name for name in rendering.asked if name not in answers]
+        values |= _ask(plan, template, target, given, defaults, make)
+    return _Answered(given=given, values=values, defaults=defaults)
+
+
+def _render(plan: Plan, template: Template, answered: _Answered, folder: Path) -> Rendering:
+    rendering = render(template, folder, answers=answered.values, defaults=answered.defaults, trust=plan.trust)
+    presets.check_names(answered.given, rendering.questions)
+    missing = [name for name in rendering.asked if name not in answered.values]
     if missing and not plan.ask and not plan.accept_defaults:
         raise _unanswered(missing, rendering)
-    if unknown and plan.ask:
+    if trust.known(plan.source):
+        return rendering
+    if plan.ask:
         trust.remember(plan.source, template.commit)
-    elif unknown:
-        note = f"{plan.source.url} was not used before; its commit {template.commit} was taken without asking."
-        return replace(rendering, notes=(*rendering.notes, note))
-    return rendering
+        return rendering
+    note = f"{plan.source.url} was not used before; its commit {template.commit} was taken without asking."
+    return replace(rendering, notes=(*rendering.notes, note))
 
 
 def _confirm_source(template: Template) -> None:
@@ -211,7 +234,6 @@ def _confirm_source(template: Template) -> None:
 
 
 def _given(plan: Plan, template: Template) -> tuple[presets.Answers, ...]:
-    """What is answered before anybody is asked, the strongest first."""
     given = [presets.Answers(origin=presets.FLAGS, values=plan.answers)]
     if plan.answers_file:
         given.append(presets.read(plan.answers_file))

@@ -1,4 +1,4 @@
-"""Where things lie and which limits hold. The only module that reads the environment."""
+"""Where things lie and which limits hold: what this command itself takes from the environment is read here."""
 
 from __future__ import annotations
 

@@ -27,6 +27,9 @@ def check(
     drift: Annotated[
         bool, typer.Option("--drift", help="Also look whether files that the template manages were changed.")
     ] = False,
+    allow_behind: Annotated[
+        bool, typer.Option("--allow-behind", help="Say that it is behind, and exit with 0 all the same.")
+    ] = False,
     restore: Annotated[
         bool, typer.Option("--restore", help="Put changed managed files back as the template has them; not committed.")
     ] = False,
@@ -51,7 +54,7 @@ def check(
             _show(checked, restored=restore)
         else:
             typer.echo(annotations.github(checked) if form is Form.github else annotations.gitlab(checked))
-        if checked.behind or checked.unresolved or (checked.drifted and not restore):
+        if (checked.behind and not allow_behind) or checked.unresolved or (checked.drifted and not restore):
             raise typer.Exit(2)
 
 

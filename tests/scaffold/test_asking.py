@@ -423,6 +423,12 @@ class TestTheCommand:
         assert "Traceback" not in screen
         assert list(tmp_path.iterdir()) == []
 
+    def test_writes_nothing_while_it_asks(self, machine, tmp_path):
+        """Killed at a question, when nothing can be cleaned up any more, it leaves nothing either."""
+        code, screen = run(machine, tmp_path, ["new", "p"], ("package", signal.SIGKILL))
+        assert code == -signal.SIGKILL, screen
+        assert list(tmp_path.iterdir()) == []
+
     def test_previews_without_writing(self, machine, tmp_path):
         code, screen = run(machine, tmp_path, ["new", "p", "--preview", *self.FOUR], ("Show it", ENTER))
         assert code == 0, screen

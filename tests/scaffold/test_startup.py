@@ -12,10 +12,35 @@ import pytest
 from scaffold import __version__
 
 # Not pydantic: some versions of Typer import it themselves to describe a command.
+COMMANDS = (
+    "",
+    "new",
+    "update",
+    "check",
+    "add",
+    "remove",
+    "doctor",
+    "layer",
+    "layer add",
+    "layer remove",
+    "layer list",
+    "template",
+    "template list",
+    "template show",
+    "template add",
+    "template remove",
+    "template new",
+    "template lint",
+    "template test",
+    "template release",
+    "fleet",
+    "fleet check",
+    "fleet update",
+)
 HEAVY = ("copier", "questionary", "prompt_toolkit", "jinja2", "yaml", "torch", "rich", "treadle")
 
 
-@pytest.mark.parametrize("arguments", [["--version"], ["--help"], ["new", "--help"], ["update", "--help"]])
+@pytest.mark.parametrize("arguments", [["--version"], *([*command.split(), "--help"] for command in COMMANDS)])
 def test_imports_nothing_heavy(machine, arguments, tmp_path):
     """Neither Copier nor what asks questions, renders or draws is imported to print a few lines."""
     program = (
@@ -39,8 +64,9 @@ def test_version_is_one_line(machine, tmp_path):
 
 
 def test_help_has_an_example_for_each_command(machine, tmp_path):
-    for arguments in (["--help"], ["new", "--help"], ["update", "--help"]):
-        assert "Example: scaffold " in machine.scaffold(*arguments, cwd=tmp_path).stdout
+    for command in COMMANDS:
+        if command not in ("layer", "template", "fleet"):  # whose commands have one each
+            assert "Example: scaffold " in machine.scaffold(*command.split(), "--help", cwd=tmp_path).stdout, command
 
 
 def test_a_mistyped_option_is_refused_with_the_nearest_one(machine, tmp_path):
