@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from scaffold import applying, catalog, fetching, git, merging, patterns, projects, updating
+from scaffold import applying, catalog, fetching, git, merging, patterns, presets, projects, updating
 from scaffold.errors import AnswerError, ProjectError, SourceError
 from scaffold.projects import Project
 from scaffold.rendering import Layer, render_stacks
@@ -58,6 +58,7 @@ def add(
     *,
     name: str | None = None,
     answers: Mapping[str, Any],
+    preset: str | None = None,
     allow_overlap: bool = False,
     dry_run: bool = False,
     show: str | None = None,
@@ -68,6 +69,7 @@ def add(
 
     Args:
         name: Default: what its ``_answers_file`` says.
+        preset: A name or a file, for what ``answers`` leaves open.
         allow_overlap: It may write over files of the layers below.
         confirm: Shown the template before any of it is rendered; raises to stop.
 
@@ -100,7 +102,11 @@ def add(
             why="a layer lies on a project once.",
             fix="scaffold update, to bring it to its newest version",
         )
-    new = Step(name=chosen, old=None, new=template, answers=answers, answers_file=answers_file)
+    given = [presets.Answers(origin=presets.FLAGS, values=answers)]
+    if preset is not None:
+        given.append(presets.find(preset, template))
+    merged_answers = presets.merged(given)
+    new = Step(name=chosen, old=None, new=template, answers=merged_answers, answers_file=answers_file)
     steps = [*_standing(project), new]
     *below, above = _files(project, steps)
     if answers_file not in above:
@@ -111,7 +117,7 @@ def add(
         )
     if not allow_overlap:
         _require_apart(new, above, below, repository)
-    merged, notes = updating.combine(project, repository, steps, answers)
+    merged, notes = updating.combine(project, repository, steps, merged_answers)
     return updating.put(
         project,
         repository,

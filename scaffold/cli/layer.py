@@ -36,6 +36,9 @@ def add(
     answers: Annotated[
         list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Answer a question of it; repeatable.")
     ] = None,
+    preset: Annotated[
+        str | None, typer.Option(metavar="NAME|FILE", help="Answers with a name, of the template or your own.")
+    ] = None,
     allow_overlap: Annotated[
         bool, typer.Option("--allow-overlap", help="It may write over files of the layers below.")
     ] = False,
@@ -58,6 +61,7 @@ def add(
             template,
             name=name,
             answers=pairs(answers or []),
+            preset=preset,
             allow_overlap=allow_overlap,
             dry_run=diff,
             show="diff" if diff else None,
