@@ -7,17 +7,15 @@ then puts it in place, so a stop at any moment leaves either nothing or the whol
 from __future__ import annotations
 
 import shlex
-import shutil
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from scaffold import console, git, presets, settings, trust
+from scaffold import console, git, placing, presets, settings, trust
 from scaffold.catalog import Source
-from scaffold.errors import AnswerError, Declined, DestinationError, as_flag, cannot_write
+from scaffold.errors import AnswerError, Declined, as_flag, cannot_write
 from scaffold.fetching import Template, fetch
 from scaffold.interrupts import undisturbed
 from scaffold.rendering import Rendering, render
@@ -100,20 +98,20 @@ def create(plan: Plan, in_place: Callable[[Path], None] | None = None) -> Create
     """
     git.require_git()
     try:
-        target = destination(plan.path)
+        target = placing.destination(plan.path)
         if plan.ask:
             _check_place(plan, target)
         template = fetch(plan.source)
         answered = _answer(plan, template, target, make="Make it")
-        with _staging(target) as staging:
+        with placing.staging(target) as staging:
             if plan.use_git:
-                _initialise(staging / "repository")
+                placing.initialise(staging / "repository")
             rendering = _render(plan, template, answered, staging / "project" / target.name)
-            files = listing(rendering.folder)
+            files = placing.listing(rendering.folder)
             commit = _commit(staging / "repository", rendering, plan) if plan.use_git else None
-            enclosing = _enclosing(target) if plan.use_git else None
+            enclosing = placing.enclosing(target) if plan.use_git else None
             with undisturbed():
-                _put_in_place(rendering.folder, target)
+                placing.put_in_place(rendering.folder, target)
                 if in_place:
                     in_place(target)
     except OSError as error:
@@ -135,50 +133,14 @@ def preview(plan: Plan, show: Callable[[Rendering, tuple[str, ...]], None]) -> N
     """Render to a temporary folder elsewhere, ``show`` it, remove it."""
     git.require_git()
     try:
-        target = destination(plan.path)
+        target = placing.destination(plan.path)
         template = fetch(plan.source)
         answered = _answer(plan, template, target, make="Show it")
-        with _temporary(Path(tempfile.gettempdir()), "scaffold-preview-") as staging:
+        with placing.temporary(Path(tempfile.gettempdir()), "scaffold-preview-") as staging:
             rendering = _render(plan, template, answered, staging / "project" / target.name)
-            show(rendering, listing(rendering.folder))
+            show(rendering, placing.listing(rendering.folder))
     except OSError as error:
         raise cannot_write(Path(tempfile.gettempdir()), error) from error
-
-
-def destination(path: Path) -> Path:
-    """The absolute path to create.
-
-    Raises:
-        DestinationError: Something is there already.
-    """
-    target = path.expanduser().resolve()
-    if target.exists() and not target.is_dir():
-        raise DestinationError(
-            f"{path} is a file.",
-            why="a project is a folder.",
-            fix=f"choose another name, for example {path}-project",
-        )
-    if target.is_dir() and (names := sorted(entry.name for entry in target.iterdir())):
-        some = ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
-        raise DestinationError(
-            f"{path} is not empty: it holds {some}.",
-            why="the template's files would mix with yours, and scaffold never deletes.",
-            fix=f"choose a new folder, for example {path / 'project' if path.name in ('', '.', '..') else f'{path}-2'}",
-        )
-    ancestor = _nearest_existing(target)
-    if not ancestor.is_dir():
-        raise DestinationError(
-            f"{ancestor} is a file, so {path} cannot be made in it.",
-            why="a project is a folder in a folder.",
-            fix="choose another path.",
-        )
-    return target
-
-
-def listing(folder: Path) -> tuple[str, ...]:
-    """Files and links below ``folder``, relative to it, sorted."""
-    paths = (path for path in folder.rglob("*") if path.is_symlink() or not path.is_dir())
-    return tuple(sorted(path.relative_to(folder).as_posix() for path in paths))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -191,9 +153,9 @@ class _Answered:
 
 def _check_place(plan: Plan, target: Path) -> None:
     """Whether one may write there, and git knows who commits: before anything is asked, and nothing lies there meanwhile."""
-    with _staging(target) as staging:
+    with placing.staging(target) as staging:
         if plan.use_git:
-            _initialise(staging / "repository")
+            placing.initialise(staging / "repository")
 
 
 def _answer(plan: Plan, template: Template, target: Path, *, make: str) -> _Answered:
@@ -201,7 +163,7 @@ def _answer(plan: Plan, template: Template, target: Path, *, make: str) -> _Answ
         _confirm_source(template)
     given = _given(plan, template)
     values = presets.merged(given)
-    defaults = {} if values.get("author_name") else git.author_name(_nearest_existing(target))
+    defaults = {} if values.get("author_name") else git.author_name(placing.nearest_existing(target))
     if plan.ask:
         values |= _ask(plan, template, target, given, defaults, make)
     return _Answered(given=given, values=values, defaults=defaults)
@@ -254,7 +216,7 @@ def _ask(
     from scaffold import asking
     from scaffold.questions import Questionnaire
 
-    with _temporary(Path(tempfile.gettempdir()), "scaffold-questions-") as folder:
+    with placing.temporary(Path(tempfile.gettempdir()), "scaffold-questions-") as folder:
         template.unpack(folder / "template")
         form = Questionnaire(
             template=folder / "template",
@@ -281,40 +243,6 @@ def _unanswered(missing: list[str], rendering: Rendering) -> AnswerError:
     )
 
 
-def _nearest_existing(path: Path) -> Path:
-    while not path.exists():
-        path = path.parent
-    return path
-
-
-@contextmanager
-def _staging(target: Path) -> Iterator[Path]:
-    """A temporary folder from which one rename leads to ``target``: beside it, or in it when it is there, empty."""
-    with _temporary(_nearest_existing(target), f".{target.name}.scaffold-") as folder:
-        yield folder
-
-
-@contextmanager
-def _temporary(parent: Path, prefix: str) -> Iterator[Path]:
-    folder: Path | None = None
-    try:
-        with undisturbed():
-            folder = Path(tempfile.mkdtemp(prefix=prefix, dir=parent))
-        yield folder
-    finally:
-        if folder is not None:
-            with undisturbed():
-                shutil.rmtree(folder, ignore_errors=True)
-
-
-def _initialise(repository: Path) -> None:
-    """An empty repository beside the rendering, never in it while a template may still write there."""
-    repository.mkdir()
-    branch = git.attempt("config", "--get", "init.defaultBranch", cwd=repository).stdout.strip() or "main"
-    git.git("init", "-q", "-b", branch, cwd=repository)
-    git.identity(repository)
-
-
 def _commit(repository: Path, rendering: Rendering, plan: Plan) -> str:
     (repository / ".git").rename(rendering.folder / ".git")
     made_from = " ".join(filter(None, [plan.source.name, rendering.version]))
@@ -322,40 +250,3 @@ def _commit(repository: Path, rendering: Rendering, plan: Plan) -> str:
     # Not signed: a pass phrase could be asked for, and the user signs from the next commit on.
     git.git("commit", "-q", "--no-gpg-sign", "-m", f"Start from template {made_from}", cwd=rendering.folder)
     return git.git("rev-parse", "HEAD", cwd=rendering.folder).strip()
-
-
-def _enclosing(target: Path) -> Path | None:
-    """The repository that ``target`` lies in, unless it ignores it."""
-    parent = _nearest_existing(target)
-    top = git.attempt("rev-parse", "--show-toplevel", cwd=parent)
-    if top.returncode or git.attempt("check-ignore", "-q", str(target), cwd=parent).returncode == 0:
-        return None
-    return Path(top.stdout.strip())
-
-
-def _put_in_place(rendered: Path, target: Path) -> None:
-    if target.is_dir():
-        # Not renamed over: it may be the user's working directory, or a mount.
-        _move_children(rendered, target)
-        return
-    made = [folder for folder in target.parents if not folder.exists()]
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        rendered.rename(target)
-    except OSError:
-        for folder in made:
-            if folder.is_dir():
-                folder.rmdir()
-        raise
-
-
-def _move_children(rendered: Path, target: Path) -> None:
-    moved: list[str] = []
-    try:
-        for entry in sorted(rendered.iterdir()):
-            entry.rename(target / entry.name)
-            moved.append(entry.name)
-    except OSError:
-        for name in moved:
-            (target / name).rename(rendered / name)
-        raise

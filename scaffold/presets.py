@@ -112,12 +112,9 @@ def available(template: Template) -> tuple[Preset, ...]:
         with path.open("rb") as file:
             head = file.read(1_000)
         found[path.stem] = Preset(name=path.stem, description=describe(head), place=str(path))
-    listed = git.attempt("ls-tree", "--name-only", template.commit, f"{FOLDER}/", cwd=template.mirror).stdout
-    for line in listed.splitlines():
-        name = line.removeprefix(f"{FOLDER}/").removesuffix(".yml")
-        if line.endswith(".yml") and _NAME.fullmatch(name):
-            content = _in_template(name, template) or b""
-            found[name] = Preset(name=name, description=describe(content), place="template")
+    for name in _names_in(template):
+        content = _in_template(name, template) or b""
+        found[name] = Preset(name=name, description=describe(content), place="template")
     return tuple(found[name] for name in sorted(found))
 
 
@@ -157,11 +154,24 @@ def merged(given: Iterable[Answers]) -> dict[str, Any]:
 
 def _in_template(name: str, template: Template) -> bytes | None:
     """The preset's content, if there is such a file of a sane size."""
+    if template.draft:
+        path = template.mirror / FOLDER / f"{name}.yml"
+        usable = path.is_file() and not path.is_symlink() and path.stat().st_size <= MOST_BYTES
+        return path.read_bytes() if usable else None
     place = f"{template.commit}:{FOLDER}/{name}.yml"
     size = git.attempt("cat-file", "-s", place, cwd=template.mirror)
     if size.returncode or int(size.stdout) > MOST_BYTES:
         return None
     return git.read_blob(place, cwd=template.mirror)
+
+
+def _names_in(template: Template) -> list[str]:
+    if template.draft:
+        files = [path.name for path in (template.mirror / FOLDER).glob("*.yml")]
+    else:
+        listed = git.attempt("ls-tree", "--name-only", template.commit, f"{FOLDER}/", cwd=template.mirror).stdout
+        files = [line.removeprefix(f"{FOLDER}/") for line in listed.splitlines() if line.endswith(".yml")]
+    return [name for file in files if _NAME.fullmatch(name := file.removesuffix(".yml"))]
 
 
 def parse(content: bytes, origin: str) -> Mapping[str, Any]:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Literal
 
-from scaffold import catalog, creating, fetching, git, guard
+from scaffold import catalog, fetching, git, guard, placing
 from scaffold.authoring import skeletons
 from scaffold.console import quoted
 from scaffold.errors import Declined, SourceError, TemplateError, UnsafeTemplate, cannot_write, nearest
@@ -98,21 +98,21 @@ def start(
     git.require_git()
     _check_options(plan)
     try:
-        target = creating.destination(plan.path)
+        target = placing.destination(plan.path)
         name = _name(plan, target)
-        with creating._staging(target) as staging:
+        with placing.staging(target) as staging:
             if plan.use_git:
-                creating._initialise(staging / "repository")
+                placing.initialise(staging / "repository")
             folder = staging / "template" / target.name
             folder.mkdir(parents=True)
             made_from = _write(plan, name, folder, staging / "built-in")
-            files = creating.listing(folder)
+            files = placing.listing(folder)
             if confirm and not confirm(name, files):
                 raise Declined("Nothing was made.", why="you said no.", fix="run the same command again.")
             commit = _commit(staging / "repository", folder, f"Start the template {name}, {made_from}", plan.use_git)
-            enclosing = creating._enclosing(target) if plan.use_git else None
+            enclosing = placing.enclosing(target) if plan.use_git else None
             with undisturbed():
-                creating._put_in_place(folder, target)
+                placing.put_in_place(folder, target)
                 if in_place:
                     in_place(target)
     except OSError as error:
@@ -199,7 +199,7 @@ def _refuse_overlap(name: str, base: Path, layer: Path) -> None:
 
 def _plain(folder: Path) -> set[str]:
     """The files of a template, without the conditions in their names and without ``.jinja``; its answers file is its own."""
-    names = {re.sub(r"\{%.*?%\}", "", file).removesuffix(".jinja") for file in creating.listing(folder)}
+    names = {re.sub(r"\{%.*?%\}", "", file).removesuffix(".jinja") for file in placing.listing(folder)}
     return {name for name in names if "answers_file" not in name}
 
 

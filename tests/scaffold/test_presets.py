@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from scaffold import presets
+from scaffold import catalog, fetching, presets
 from scaffold.errors import AnswerError
 
 CONFIG = """
@@ -108,6 +108,15 @@ class TestAPreset:
         assert done.returncode == 0, done.stderr
         assert answers["name"] == "me"
 
+    def test_can_be_tried_by_its_author_before_it_is_committed(self, machine, make_template, tmp_path):
+        template = make_template()
+        (template / "presets").mkdir()
+        (template / "presets" / "draft.yml").write_text("name: you\n")
+        arguments = ("new", "p", "--template=template@HEAD", "--yes", "--no-git", "--preset=draft")
+        done = machine.scaffold(*arguments, cwd=tmp_path)
+        assert done.returncode == 0, done.stderr
+        assert (tmp_path / "p" / "hello.txt").read_text() == "Hello you\n"
+
     def test_is_any_file(self, new, tmp_path):
         (tmp_path / "team.yml").write_text("name: us\n")
         _, answers = new("--preset", "team.yml")
@@ -137,6 +146,19 @@ class TestAPreset:
         done, _ = new("--preset", "wrong")
         assert done.returncode == 1
         assert "the template has no question called 'nmae'" in done.stderr
+
+    def test_is_listed_with_where_it_stands_and_what_it_is_for(self, in_process, template, monkeypatch, tmp_path):
+        monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path))
+        own = tmp_path / "treadle-scaffold" / "presets" / "mine.yml"
+        own.parent.mkdir(parents=True)
+        own.write_text("# description: Mine.\n")
+        found = presets.available(fetching.fetch(catalog.find(str(template))))
+        assert [(p.name, p.description, p.place) for p in found] == [
+            ("link", "", "template"),
+            ("mine", "Mine.", str(own)),
+            ("service", "A service of ours.", "template"),
+            ("wrong", "", "template"),
+        ]
 
     def test_says_what_it_is_for_in_its_first_line(self):
         assert presets.describe(b"# description: For services.\nci: x\n") == "For services."
