@@ -90,8 +90,8 @@ class _Journal:
 
     @classmethod
     def drop(cls, repository: Repository) -> None:
-        cls.file(repository).unlink(missing_ok=True)
         _own_index(repository).unlink(missing_ok=True)
+        cls.file(repository).unlink(missing_ok=True)
         with contextlib.suppress(OSError):
             cls.file(repository).parent.rmdir()
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -117,7 +116,7 @@ def _unresolved(root: Path) -> list[str]:
 
 
 def _drift(project: Project, restore: bool) -> tuple[tuple[Drift, ...], int]:
-    from scaffold.rendering import Layer, render_stacks  # with Copier, which takes longer than all the rest
+    from scaffold.rendering import Layer, render_stacks, scratch  # with Copier, which takes longer than all the rest
 
     layers, globs = [], []
     for applied in project.layers:
@@ -127,8 +126,8 @@ def _drift(project: Project, restore: bool) -> tuple[tuple[Drift, ...], int]:
     if not globs:
         return (), 0
     found, count = [], 0
-    with tempfile.TemporaryDirectory(prefix="scaffold-check-", ignore_cleanup_errors=True) as scratch:
-        folder = Path(scratch) / project.root.name
+    with scratch() as place:
+        folder = place / project.root.name
         folder.mkdir()
         render_stacks([(folder, layers)])
         for file in sorted(path for path in folder.rglob("*") if path.is_file()):

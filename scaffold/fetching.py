@@ -5,6 +5,8 @@ A mirror never forgets a release that it has seen: a tag that moved upstream is 
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import re
 import shutil
 import subprocess
@@ -22,7 +24,7 @@ import yaml
 
 from scaffold import bundle, settings
 from scaffold.catalog import Source
-from scaffold.errors import SourceError, nearest
+from scaffold.errors import ScaffoldError, SourceError, cannot_write, nearest
 from scaffold.git import attempt, git, require_git
 from scaffold.projects import Applied
 
@@ -134,7 +136,14 @@ def fetch(source: Source) -> Template:
     require_git()
     place = Path(source.url).expanduser()
     local = place.is_dir() and not source.trusted
-    mirror = place if local else _mirror(source, place)
+    try:
+        mirror = place if local else _mirror(source, place)
+    except OSError as error:
+        raise SourceError(
+            f"Cannot write in {settings.cache_folder()}: {error.strerror}.",
+            why="templates are kept there, so that each is fetched once.",
+            fix="make it writable, or set XDG_CACHE_HOME to a folder that is.",
+        ) from error
     releases = tuple(_releases(mirror))
     stable = [tag for tag in releases if not _is_prerelease(tag)]
     reference = source.reference or source.commit or (stable[-1] if stable else None)
@@ -226,15 +235,14 @@ def _mirror(source: Source, place: Path) -> Path:
     if there and bundled:
         return mirror
     if there:
-        tags = "refs/tags/*:refs/tags/*"
-        fetched = attempt(
-            "fetch", "-q", "--no-tags", "--prune", "--", url, "+refs/heads/*:refs/heads/*", tags,
-            cwd=mirror, environment=environment,
-        )  # fmt: skip
-        if "would clobber existing tag" in fetched.stderr:
-            raise _moved(source, mirror, url, environment)
-        if fetched.returncode and "would clobber" not in fetched.stderr:
-            raise _unreachable(source, fetched)
+        with _alone(mirror):
+            fetched = attempt(
+                "fetch", "-q", "--no-tags", "--prune", "--", url, "+refs/heads/*:refs/heads/*", "+refs/tags/*:refs/tags/*",
+                cwd=mirror, environment=environment,
+            )  # fmt: skip
+            if fetched.returncode:
+                raise _unreachable(source, fetched)
+            _require_unmoved(source, mirror)
         return mirror
     mirror.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".making-", dir=mirror.parent, ignore_cleanup_errors=True) as scratch:
@@ -243,8 +251,8 @@ def _mirror(source: Source, place: Path) -> Path:
         cloned = attempt("clone", "-q", "--mirror", "--", what, str(fresh), cwd=mirror.parent, environment=environment)
         if cloned.returncode:
             raise _unreachable(source, cloned)
-        # Nothing is fetched there by name, and no tag is ever overwritten.
-        attempt("remote", "remove", "origin", cwd=fresh)
+        attempt("remote", "remove", "origin", cwd=fresh)  # nothing is fetched there by name
+        _require_unmoved(source, fresh)
         try:
             fresh.rename(mirror)
         except OSError:
@@ -254,22 +262,37 @@ def _mirror(source: Source, place: Path) -> Path:
     return mirror
 
 
-def _moved(source: Source, mirror: Path, url: str, environment: Mapping[str, str]) -> SourceError:
-    listed = attempt("ls-remote", "--tags", "--refs", "--", url, cwd=mirror, environment=environment).stdout
+@contextmanager
+def _alone(mirror: Path) -> Iterator[None]:
+    """One process at a time: git locks each ref, and gives up at once where another git has locked it."""
+    with (mirror / "scaffold.lock").open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def _require_unmoved(source: Source, mirror: Path) -> None:
+    """Compare each tag with what it was when it was first seen; that is remembered also of tags that are gone."""
+    seen: dict[str, str] = {}
     now: dict[str, str] = {}
-    for line in listed.splitlines():
-        commit, _, name = line.partition("\t")
-        now[name] = commit
-    shown = []
-    for line in git("for-each-ref", "--format=%(refname) %(objectname)", "refs/tags", cwd=mirror).splitlines():
-        name, _, before = line.partition(" ")
-        if name in now and now[name] != before:
-            shown.append(f"{name.removeprefix('refs/tags/')} was {before[:12]}, is {now[name][:12]} now")
-    return SourceError(
-        f"The template {source.name} was rewritten: {'; '.join(shown) or 'a release moved'}.",
-        why="a release that changes after it is out cannot be trusted, and projects made from it cannot be merged.",
-        fix=f"ask its author. If the new one is right: rm -r {mirror}, then run the same command again.",
-    )
+    for line in git(
+        "for-each-ref", "--format=%(refname) %(objectname)", "refs/seen", "refs/tags", cwd=mirror
+    ).splitlines():
+        name, _, commit = line.partition(" ")
+        _, kind, tag = name.split("/", 2)
+        (seen if kind == "seen" else now)[tag] = commit
+    moved = [
+        f"{tag} was {seen[tag][:12]}, is {commit[:12]} now"
+        for tag, commit in now.items()
+        if seen.get(tag, commit) != commit
+    ]
+    if moved:
+        raise SourceError(
+            f"The template {source.name} was rewritten: {'; '.join(moved)}.",
+            why="a release that changes after it is out cannot be trusted, and projects made from it cannot be merged.",
+            fix=f"ask its author. If the new one is right: rm -r {mirror}, then run the same command again.",
+        )
+    if new := now.keys() - seen.keys():
+        git("update-ref", "--stdin", cwd=mirror, stdin="".join(f"create refs/seen/{tag} {now[tag]}\n" for tag in new))
 
 
 def _resolve(repository: Path, reference: str) -> str | None:
@@ -336,9 +359,11 @@ def _no_version(source: Source, reference: str, releases: Iterable[str]) -> Sour
     )
 
 
-def _unreachable(source: Source, done: subprocess.CompletedProcess[str]) -> SourceError:
+def _unreachable(source: Source, done: subprocess.CompletedProcess[str]) -> ScaffoldError:
     lines = [line for line in done.stderr.splitlines() if line.strip()]
     said = next((line for line in lines if line.startswith(("fatal:", "error:"))), lines[-1] if lines else "no word")
+    if "No space left on device" in done.stderr:
+        return cannot_write(settings.cache_folder(), OSError(errno.ENOSPC, said))
     return SourceError(
         f"git could not get the template {source.name}: {said.strip()}",
         why="no such repository or version, no access to it, or no network.",

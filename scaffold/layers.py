@@ -5,7 +5,6 @@ A layer that comes or goes is an update like any other: the project's stack of t
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -14,7 +13,7 @@ from typing import Any
 from scaffold import applying, catalog, fetching, git, merging, patterns, presets, projects, updating
 from scaffold.errors import AnswerError, ProjectError, SourceError
 from scaffold.projects import Project
-from scaffold.rendering import Layer, render_stacks
+from scaffold.rendering import Layer, render_stacks, scratch
 from scaffold.updating import Step, Updated
 
 
@@ -184,8 +183,8 @@ def _standing(project: Project) -> list[Step]:
 
 def _files(project: Project, steps: Sequence[Step]) -> list[tuple[str, ...]]:
     """What each layer writes, on top of those below it."""
-    with tempfile.TemporaryDirectory(prefix="scaffold-layers-", ignore_cleanup_errors=True) as scratch:
-        folder = Path(scratch) / project.root.name
+    with scratch() as place:
+        folder = place / project.root.name
         folder.mkdir()
         layers = [
             Layer(

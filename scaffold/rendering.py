@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import io
 import os
 import re
+import shutil
 import tempfile
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
@@ -15,13 +17,28 @@ from typing import Any
 
 import copier
 import copier.errors
+import jinja2
 from plumbum import ProcessExecutionError, local
 
 from scaffold import confined, guard, settings
 from scaffold.catalog import Source
-from scaffold.errors import AnswerError, ScaffoldError, SourceError, UnsafeTemplate, nearest
+from scaffold.errors import AnswerError, ScaffoldError, SourceError, UnsafeTemplate, cannot_write, nearest
 from scaffold.fetching import Template, fetch
 
+_OF_THE_MACHINE = frozenset(
+    {
+        errno.ENOSPC,
+        errno.EDQUOT,
+        errno.EACCES,
+        errno.EPERM,
+        errno.EROFS,
+        errno.EMFILE,
+        errno.ENFILE,
+        errno.ENOMEM,
+        errno.EIO,
+    }
+)
+"""What goes wrong there is not the template's fault."""
 _ANSI = re.compile(r"\x1b\[[0-9;]*m")
 
 
@@ -83,8 +100,8 @@ def render(
     if not trust:
         [[rendering]] = render_stacks([(folder, [layer])], limits=limits)
         return rendering
-    with _scratch() as scratch, template.served() as served:
-        told = _render(layer, served, folder, scratch, trust=True)
+    with scratch() as place, template.served() as served:
+        told = _render(layer, served, folder, place, trust=True)
     guard.check_tree(folder, limits or settings.Limits())
     return _rendering(folder, told)
 
@@ -101,9 +118,9 @@ def render_stacks(
     with contextlib.ExitStack() as open_until_done:
         calls = []
         for folder, layers in stacks:
-            scratch = open_until_done.enter_context(_scratch())
+            place = open_until_done.enter_context(scratch())
             served = [open_until_done.enter_context(layer.template.served()) for layer in layers]
-            call = confined.Call(_render_stack, layers, served, folder, scratch, limits=limits)
+            call = confined.Call(_render_stack, layers, served, folder, place, limits=limits)
             calls.append(open_until_done.enter_context(call))
         told = [call.result() for call in calls]
     for folder, _ in stacks:
@@ -112,18 +129,35 @@ def render_stacks(
 
 
 @contextlib.contextmanager
-def _scratch() -> Iterator[Path]:
-    with tempfile.TemporaryDirectory(prefix="scaffold-", ignore_cleanup_errors=True) as folder:
-        yield Path(folder)
+def scratch() -> Iterator[Path]:
+    """A temporary folder, gone at the end of the block.
+
+    Raises:
+        DestinationError: It cannot be made, or the disk of it is full.
+    """
+    where = Path(tempfile.gettempdir())
+    try:
+        made = tempfile.TemporaryDirectory(prefix="scaffold-", ignore_cleanup_errors=True)
+    except OSError as error:
+        raise cannot_write(where, error) from error
+    with made as folder:
+        try:
+            yield Path(folder)
+        except OSError as error:
+            # A write names no file.
+            here = (
+                str(error.filename).startswith(folder) if error.filename else shutil.disk_usage(where).free < 1_000_000
+            )
+            if not here:
+                raise
+            raise cannot_write(where, error) from error
 
 
-def _render_stack(
-    layers: Sequence[Layer], served: Sequence[Source], folder: Path, scratch: Path
-) -> list[dict[str, Any]]:
+def _render_stack(layers: Sequence[Layer], served: Sequence[Source], folder: Path, place: Path) -> list[dict[str, Any]]:
     told = []
     for number, (layer, source) in enumerate(zip(layers, served, strict=True)):
         before = _written(folder)
-        each = _render(layer, source, folder, scratch / str(number))
+        each = _render(layer, source, folder, place / str(number))
         after = _written(folder)
         each["files"] = sorted(path for path, state in after.items() if before.get(path) != state)
         told.append(each)
@@ -177,9 +211,9 @@ def update(project: Path, template: Template, *, answers: Mapping[str, Any], ans
         ScaffoldError: Copier refused or failed; files may have been changed already.
     """
     with (
-        _scratch() as scratch,
+        scratch() as place,
         template.served() as served,
-        _copier_for(served, answers, scratch / "mirrors"),
+        _copier_for(served, answers, place),
     ):
         copier.run_update(
             project,
@@ -195,9 +229,9 @@ def update(project: Path, template: Template, *, answers: Mapping[str, Any], ans
         )
 
 
-def _render(layer: Layer, served: Source, folder: Path, scratch: Path, *, trust: bool = False) -> dict[str, Any]:
+def _render(layer: Layer, served: Source, folder: Path, place: Path, *, trust: bool = False) -> dict[str, Any]:
     """What :class:`Rendering` holds, as plain values."""
-    with _copier_for(served, layer.answers, scratch / "mirrors") as caught:
+    with _copier_for(served, {**layer.defaults, **layer.answers}, place) as caught:
         worker = copier.run_copy(
             served.url,
             folder,
@@ -224,28 +258,28 @@ def _render(layer: Layer, served: Source, folder: Path, scratch: Path, *, trust:
             "notes": list(dict.fromkeys(str(warning.message) for warning in caught)),
         }
     if not served.trusted and not trust:
-        _check_attempts(served, scratch, given, layer.template)
+        _check_attempts(served, place, given, layer.template)
     return told
 
 
-def _check_attempts(source: Source, scratch: Path, answers: Mapping[str, Any], template: Template) -> None:
+def _check_attempts(source: Source, place: Path, answers: Mapping[str, Any], template: Template) -> None:
     """Raises UnsafeTemplate when the template has a file for .git, which the rendering left out without a word.
 
     A dry run names every path and writes none. It reads the template's files without their own .git folder, which
     would be listed, too. What it cannot render it does not judge: the guard sees what was really written.
     """
-    plain = scratch / "template"
+    plain = place / "template"
     template.unpack(plain)
     listing = io.StringIO()
     with (
         contextlib.suppress(SourceError, AnswerError),
-        _copier_for(source, answers, scratch / "mirrors"),
+        _copier_for(source, answers, place),
         contextlib.redirect_stderr(listing),
         contextlib.redirect_stdout(listing),
     ):
         copier.run_copy(
             str(plain),
-            scratch / "dry",
+            place / "dry",
             dict(answers),
             settings=copier.Settings(),
             exclude=["!.git"],  # and with it what the template, or Copier by default, leaves out
@@ -260,20 +294,24 @@ def _check_attempts(source: Source, scratch: Path, answers: Mapping[str, Any], t
 
 
 @contextlib.contextmanager
-def _copier_for(source: Source, answers: Mapping[str, Any], mirrors: Path) -> Iterator[list[warnings.WarningMessage]]:
+def _copier_for(source: Source, answers: Mapping[str, Any], place: Path) -> Iterator[list[warnings.WarningMessage]]:
     """Copier's surroundings: git's safe environment, its errors turned into ours.
 
     Args:
-        mirrors: Where Copier keeps what it fetches. Not its shared cache: our bundle may be older than what plain
-            Copier has fetched from the same URL, and would prune the newer releases there.
+        answers: To name the one that Copier does not take.
+        place: Where Copier keeps what it fetches, and its temporary files, which it leaves behind when it is ended. Not
+            its shared cache: our bundle may be older than what plain Copier has fetched from the same URL, and would
+            prune the newer releases there.
 
     Yields:
         Copier's warnings, as they come.
     """
     environment = settings.git_environment(protocols=source.protocols, config=source.git_config)
     cache = os.environ.get("COPIER_CACHE_DIR")
-    os.environ["COPIER_CACHE_DIR"] = str(mirrors)
+    os.environ["COPIER_CACHE_DIR"] = str(place / "mirrors")
+    temporary, tempfile.tempdir = tempfile.tempdir, str(place)
     try:
+        place.mkdir(parents=True, exist_ok=True)
         with warnings.catch_warnings(record=True) as caught, local.env():
             warnings.simplefilter("ignore")
             warnings.simplefilter("always", copier.errors.CopierWarning)
@@ -284,11 +322,18 @@ def _copier_for(source: Source, answers: Mapping[str, Any], mirrors: Path) -> It
             yield caught
     except ProcessExecutionError as error:  # an OSError, though nothing of ours failed
         raise _git_failed(error, source) from error
-    except (ScaffoldError, OSError, KeyboardInterrupt):  # Copier's own interrupt is both a CopierError and this
+    except jinja2.TemplateNotFound as error:  # an OSError as well
+        raise _ours(error, source, answers) from error
+    except (ScaffoldError, KeyboardInterrupt):  # Copier's own interrupt is both a CopierError and this
         raise
+    except OSError as error:
+        if error.errno in _OF_THE_MACHINE:
+            raise
+        raise _ours(error, source, answers) from error
     except Exception as error:  # a stranger's template can make Copier and Jinja raise anything; all of it is its fault
         raise _ours(error, source, answers) from error
     finally:
+        tempfile.tempdir = temporary
         if cache is None:
             del os.environ["COPIER_CACHE_DIR"]
         else:
@@ -320,6 +365,13 @@ def _ours(error: Exception, source: Source, answers: Mapping[str, Any]) -> Scaff
             why="it has no default either.",
             fix=f"--set {match[1]}=...",
         )
+    if match := re.match(r"Could not convert (.*) to string", said, re.DOTALL):
+        names = [name for name, value in answers.items() if str(value) == match[1]]
+        return AnswerError(
+            f"{names[0] if names else 'An answer'} cannot be {match[1][:80]}.",
+            why="the template takes a text there, not a list or a mapping.",
+            fix=f"--set {names[0] if names else 'NAME'}=...",
+        )
     if "Unknown revision" in said:
         return SourceError(
             f"{source.name} has no version {source.reference}.",
@@ -347,6 +399,9 @@ def _bad_answer(name: str, reason: str, answers: Mapping[str, Any]) -> AnswerErr
 def _git_failed(error: ProcessExecutionError, source: Source) -> ScaffoldError:
     lines = [line for line in str(error.stderr or "").splitlines() if line.strip()]
     said = next((line for line in lines if line.startswith(("fatal:", "error:"))), lines[-1] if lines else str(error))
+    if "No space left on device" in str(error.stderr):
+        full = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return cannot_write(Path(tempfile.gettempdir()), full)
     return SourceError(
         f"git could not get the template {source.name}: {said.strip()}",
         why="no such repository or version, no access to it, or no network.",

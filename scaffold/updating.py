@@ -7,12 +7,15 @@ last commit are merged once and applied once.
 
 from __future__ import annotations
 
+import os
+import re
 import shutil
-import tempfile
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
+
+import yaml
 
 from scaffold import (
     __version__,
@@ -199,8 +202,9 @@ def combine(
     choose: Choose | None = None,
 ) -> tuple[Merged, list[str]]:
     """Render all layers as they were and as they are to be, and merge."""
-    with tempfile.TemporaryDirectory(prefix="scaffold-update-", ignore_cleanup_errors=True) as scratch:
-        old, new = (Path(scratch) / side / project.root.name for side in ("old", "new"))
+    _require_writable(repository)
+    with rendering.scratch() as scratch:
+        old, new = (scratch / side / project.root.name for side in ("old", "new"))
         for folder in (old, new):
             folder.mkdir(parents=True)
         was = [(step, step.old) for step in steps if step.old]
@@ -213,6 +217,7 @@ def combine(
         renderings = _render_choosing(stacks, steps_now, choose)
         if answers:
             _check_names(answers, renderings)
+        _write_recorded_versions(was, old)
         notes = _new_questions(steps_now, renderings)
         notes += list(dict.fromkeys(note for rendering in renderings for note in rendering.notes))
         tree = merging.project_tree(repository)
@@ -227,10 +232,25 @@ def combine(
     return merged, notes
 
 
+def _require_writable(repository: Repository) -> None:
+    if not os.access(repository.objects, os.W_OK):
+        raise UpdateError(
+            f"{repository.objects} is read-only.",
+            why="a merge is made among the objects of the project's repository.",
+            fix=f"see who owns it: ls -ld {repository.objects}, and whether its disk is mounted read-only.",
+        )
+
+
 def _steps(project: Project, to: str | None, answers: Mapping[str, Any]) -> list[Step]:
-    name, _, wanted = to.rpartition("=") if to else ("", "", "")
+    name, _, wanted = to.rpartition("=") if to is not None else ("", "", "")
     name = name or "base"
     names = [applied.name for applied in project.layers]
+    if to is not None and not wanted:
+        raise UpdateError(
+            f"--to {to!r} names no version.",
+            why="it brings the project to one version of its template.",
+            fix="leave it out, which takes the newest release.",
+        )
     if to and name not in names:
         raise UpdateError(
             f"--to {to}: the project has no layer {name!r}.",
@@ -331,7 +351,21 @@ def _as_it_is(step: Step, template: Template, answers: Mapping[str, Any]) -> Lay
     given = (
         {name: value for name, value in answers.items() if name in template.config} if step.applied else step.answers
     )
-    return replace(layer, answers=given)
+    # Without those that are no choice any more: Copier refuses them also where the question does not apply.
+    known = {name: old for name, old in layer.defaults.items() if not _is_gone(template.config.get(name), old)}
+    return replace(layer, answers=given, defaults=known)
+
+
+def _write_recorded_versions(was: Sequence[tuple[Step, Template]], old: Path) -> None:
+    """A version can have got another name since: its tag was taken away, or one was set on a commit before it."""
+    for step, template in was:
+        file = old / step.answers_file
+        if step.applied and file.is_file():
+            text = file.read_text(encoding="utf-8")
+            told = projects.parse(text, step.answers_file, old).commit
+            if told != template.version:
+                line = yaml.safe_dump({"_commit": template.version}).strip()
+                file.write_text(re.sub("^_commit: .*$", lambda _: line, text, flags=re.MULTILINE), encoding="utf-8")
 
 
 def _render_choosing(
@@ -359,18 +393,28 @@ def _render_choosing(
     return renderings
 
 
+def _choices(question: object) -> list[str]:
+    """Those that its author wrote down; none where there are none, or where they are worked out."""
+    offered = question.get("choices") if isinstance(question, dict) else None
+    values = offered.values() if isinstance(offered, dict) else offered if isinstance(offered, list) else []
+    names = []
+    for value in values:
+        if isinstance(value, dict):
+            value = value.get("value")
+        names.append(str(value[1] if isinstance(value, list) and len(value) == 2 else value))
+    return [] if any("{{" in name or "{%" in name for name in names) else names
+
+
+def _is_gone(question: object, old: object) -> bool:
+    names = _choices(question)
+    return bool(names) and not isinstance(old, list) and str(old) not in names
+
+
 def _vanished(step: Step, each: rendering.Rendering, layer: Layer) -> Iterable[tuple[str, list[str], str]]:
     for name, old in (step.applied.answers if step.applied else {}).items():
         question = layer.template.config.get(name)
-        if name in layer.answers or name not in each.answers or not isinstance(question, dict):
-            continue
-        if str(each.answers[name]) == str(old) or not question.get("choices") or isinstance(old, list):
-            continue
-        offered = question["choices"]
-        values = offered.values() if isinstance(offered, dict) else offered if isinstance(offered, list) else []
-        names = [str(value[1] if isinstance(value, list) and len(value) == 2 else value) for value in values]
-        if names and str(old) not in names and question.get("when", True) is not False:
-            yield name, names, str(old)
+        if name not in layer.answers and name in each.answers and _is_gone(question, old):
+            yield name, _choices(question), str(old)
 
 
 def _check_names(answers: Mapping[str, Any], renderings: Sequence[rendering.Rendering]) -> None:
@@ -437,9 +481,10 @@ def _by_copier(repository: Repository, steps: Sequence[Step], trusted: bool) -> 
             why="they would run on your machine, with your rights, and nobody has said that they may.",
             fix="read them in the template's copier.yml, then: scaffold update --trust",
         )
-    with tempfile.TemporaryDirectory(prefix="scaffold-update-", ignore_cleanup_errors=True) as scratch:
-        top = Path(scratch) / "repository"
-        git.git("clone", "-q", "--shared", "--", str(repository.top), str(top), cwd=Path(scratch))
+    _require_writable(repository)
+    with rendering.scratch() as scratch:
+        top = scratch / "repository"
+        git.git("clone", "-q", "--shared", "--", str(repository.top), str(top), cwd=scratch)
         clone = top / repository.prefix
         stages: dict[str, dict[merging.Stage, tuple[str, str]]] = {}
         for step in steps:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from scaffold import catalog, git
-from scaffold.creating import listing
+from scaffold.placing import listing
 from scaffold.errors import AnswerError, ScaffoldError
 from scaffold.linting.config import Config, Question
 from scaffold.rendering import render

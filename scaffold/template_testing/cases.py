@@ -77,11 +77,11 @@ def combinations(draft: Draft) -> tuple[tuple[Case, ...], tuple[str, ...]]:
     names = form.names()
     given = _given(draft.files / ANSWERS, names)
     values, baseline, doubtful = _values(form, names, given)
-    linked = _linked(draft.config, names, given.exclude) | doubtful
-    rules = _Rules(form, values, baseline, given.exclude, linked)
-    covering = pairwise(
-        {name: len(there) for name, there in values.items()}, effective=rules.effective, linked=rules.linked
-    )
+    linked = _linked(draft.config, names, given.exclude)
+    deciding = doubtful | set().union(*linked.values()) | {name for name, others in linked.items() if others}
+    rules = _Rules(form, values, baseline, given.exclude, frozenset(deciding))
+    sizes = {name: len(there) for name, there in values.items()}
+    covering = pairwise(sizes, effective=rules.effective, linked=linked)
     rows = [row for row in covering.rows if rules.effective({**dict.fromkeys(values, 0), **row}) is not None]
     answers: list[Mapping[str, Any]] = [_answers(row, values) for row in rows]
     answers += [one for one in given.cases if one not in answers]
@@ -94,6 +94,8 @@ def combinations(draft: Draft) -> tuple[tuple[Case, ...], tuple[str, ...]]:
     # Pairs that cannot be are what conditions and exclusions are for; a value that is in none was meant to be.
     alone = [target[0] for target in covering.impossible if len(target) == 1]
     notes = tuple(f"{name}={values[name][place]!r} is accepted in no combination" for name, place in alone)
+    if covering.given_up:
+        notes += (f"{len(covering.given_up)} pairs of values were not found a combination for: too many conditions",)
     return tuple(Case(number=n, answers=one) for n, one in enumerate(answers, start=1)), notes
 
 
@@ -193,25 +195,47 @@ def _no_answer(name: str, why: str) -> TemplateError:
     )
 
 
-def _linked(config: Mapping[str, Any], names: Sequence[str], exclude: Sequence[Mapping[str, Any]]) -> frozenset[str]:
-    """Questions whose answers may decide whether one applies, or what it accepts. Rather too many than too few."""
+def _linked(
+    config: Mapping[str, Any], names: Sequence[str], exclude: Sequence[Mapping[str, Any]]
+) -> dict[str, frozenset[str]]:
+    """For each question those that may decide whether it applies, or whether both are accepted together.
+
+    Read off the names in the template's expressions: rather too many than too few.
+    """
     questions = {str(name): details for name, details in config.items() if not str(name).startswith("_")}
 
     def mentioned(asked: str, *keys: str) -> set[str]:
         details = questions[asked]
-        text = repr([details.get(key) for key in keys] if isinstance(details, dict) else details)
+        found = [details.get(key) for key in keys] if isinstance(details, dict) else [details]
+        text = " ".join(_expressions(found))
         return {name for name in questions if name != asked and re.search(rf"\b{re.escape(name)}\b", text)}
 
-    linked = {name for one in exclude for name in one}
-    for asked, details in questions.items():
-        others = mentioned(asked, "when", "validator", "choices") if isinstance(details, dict) else set()
-        linked |= others | {asked} if others else set()
-    pending = list(linked)
-    while pending:  # what a default is made of decides as well
-        new = mentioned(pending.pop(), "default") - linked
-        linked |= new
-        pending += new
-    return frozenset(linked & set(names))
+    edges = {asked: mentioned(asked, "when", "default") for asked in questions}
+    together = [{asked, *mentioned(asked, "validator", "choices")} for asked in questions]
+    for group in [*together, *(set(one) for one in exclude)]:
+        for name in group:
+            edges[name] |= group - {name}
+
+    def reached(name: str) -> frozenset[str]:
+        seen, pending = {name}, [name]
+        while pending:
+            new = edges[pending.pop()] - seen
+            seen |= new
+            pending += new
+        return frozenset((seen - {name}) & set(names))
+
+    return {name: reached(name) for name in names}
+
+
+def _expressions(found: Any) -> Iterator[str]:
+    """The Jinja in a question's details."""
+    if isinstance(found, str) and "{" in found:
+        yield found
+    elif isinstance(found, dict):
+        yield from _expressions([*found, *found.values()])
+    elif isinstance(found, list):
+        for one in found:
+            yield from _expressions(one)
 
 
 class _Rules:

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 Row = Mapping[str, int]
@@ -25,8 +25,11 @@ Cell = tuple[str, int]
 Target = tuple[Cell, ...]
 """What some row is to hold: two cells, or one, for a value that meets no other."""
 
-SEARCHED = 2_000
-"""Rows looked at for one target before it is given up as impossible."""
+SEARCHED = 200
+"""Rows looked at for one target before it is given up."""
+
+SEARCHED_IN_ALL = 1_500
+"""Rows looked at for all of them together."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,40 +39,58 @@ class Covering:
     rows: tuple[Row, ...]
     """Without the parameters that do not apply in a row."""
     impossible: tuple[Target, ...]
-    """What no valid row holds (or none of the first SEARCHED). A value that is listed alone has no pairs here."""
+    """What no valid row holds. A value that is listed alone has no pairs here."""
+    given_up: tuple[Target, ...]
+    """What may be possible, and was not found within the limits."""
 
 
 def pairwise(
     sizes: Mapping[str, int],
     *,
     effective: Callable[[Row], Row | None] = lambda row: row,
-    linked: Collection[str] | None = None,
+    linked: Mapping[str, Collection[str]] | None = None,
 ) -> Covering:
     """Rows that cover every pair of values.
 
     Args:
         sizes: How many values each parameter has, at least one.
         effective: What counts of a row: without the parameters that do not apply, or None when it is not allowed.
-        linked: Parameters on whose values ``effective`` may depend; default: all. The fewer, the quicker a pair is
-            known to be impossible.
+        linked: For each parameter those whose values may decide whether it applies or is allowed; default: all. The
+            fewer, the sooner a pair is known to be impossible.
     """
     todo = dict.fromkeys(_targets(sizes))
     rows: list[Row] = []
     impossible: list[Target] = []
+    given_up: list[Target] = []
+    left = SEARCHED_IN_ALL
+    # One row that is allowed: what a target is not linked with is taken from there, where the dense choice is refused.
+    first = dict.fromkeys(sizes, 0)
+    allowed = None if effective(first) is None else first
     while todo:
-        row = effective(_densest({}, sizes, todo))
+        dense = _densest({}, sizes, todo)
+        row = effective(dense)
+        allowed = dense if allowed is None and row is not None else allowed
         if row is None or not any(target in todo for target in _held(row)):
             target = next(iter(todo))
-            row = _row_with(target, sizes, todo, effective, sizes if linked is None else linked)
+            wanted = dict(target)
+            narrow = linked if allowed is not None else None
+            free = [name for name in sizes if name not in wanted and _is_linked(name, wanted, narrow)]
+            starts = [
+                _densest(wanted, sizes, todo),
+                *([{**allowed, **wanted}] if allowed is not None and linked else []),
+            ]
+            candidates = itertools.chain.from_iterable(_rows_from(start, free, sizes) for start in starts)
+            row, searched, finished = _first(candidates, effective, wanted, min(SEARCHED, left))
+            left -= searched
             if row is None:
-                impossible.append(target)
+                (impossible if finished else given_up).append(target)
                 for beyond in [other for other in todo if set(target) <= set(other)]:
                     del todo[beyond]
                 continue
         rows.append(row)
         for target in _held(row):
             todo.pop(target, None)
-    return Covering(rows=tuple(rows) or ({},), impossible=tuple(impossible))
+    return Covering(rows=tuple(rows) or ({},), impossible=tuple(impossible), given_up=tuple(given_up))
 
 
 def bound(sizes: Mapping[str, int]) -> int:
@@ -120,21 +141,24 @@ def _expected(cell: Cell, row: Row, sizes: Mapping[str, int], todo: Collection[T
     return expected
 
 
-def _row_with(
-    target: Target,
-    sizes: Mapping[str, int],
-    todo: Collection[Target],
-    effective: Callable[[Row], Row | None],
-    linked: Collection[str],
-) -> Row | None:
-    """A valid row that holds ``target``. Only ``linked`` parameters are varied: the others can't make it invalid."""
-    wanted = dict(target)
-    start = _densest(wanted, sizes, todo)
-    free = [name for name in sizes if name in linked and name not in wanted]
-    # The dense value first, so that the first row that is found is a good one.
+def _is_linked(name: str, wanted: Row, linked: Mapping[str, Collection[str]] | None) -> bool:
+    return linked is None or any(name in linked.get(one, ()) for one in wanted)
+
+
+def _rows_from(start: Row, free: Sequence[str], sizes: Mapping[str, int]) -> Iterator[Row]:
+    """``start``, and what becomes of it when only what is ``free`` changes."""
     options = [sorted(range(sizes[name]), key=start[name].__ne__) for name in free]
-    for values in itertools.islice(itertools.product(*options), SEARCHED):
-        row = effective({**start, **dict(zip(free, values, strict=True))})
+    for values in itertools.product(*options):
+        yield {**start, **dict(zip(free, values, strict=True))}
+
+
+def _first(
+    candidates: Iterator[Row], effective: Callable[[Row], Row | None], wanted: Row, most: int
+) -> tuple[Row | None, int, bool]:
+    """The first valid row with ``wanted`` in it, how many were looked at, and whether those were all."""
+    searched = 0
+    for searched, candidate in enumerate(itertools.islice(candidates, most), start=1):
+        row = effective(candidate)
         if row is not None and wanted.items() <= row.items():
-            return row
-    return None
+            return row, searched, True
+    return None, searched, next(candidates, None) is None

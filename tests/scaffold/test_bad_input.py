@@ -26,6 +26,7 @@ CONFIG = """
 name: {type: str, default: world}
 color: {type: str, default: red, choices: [red, green]}
 loud: {type: bool, default: false}
+_scaffold: {managed: ["docs/**"]}
 """
 IN_A_PROJECT = (
     ("update",),
@@ -327,7 +328,7 @@ class TestATemplate:
             assert run("check", "--drift", cwd=project).returncode == 0
         for command in (["update"], ["check"], ["layer", "add", url]):
             said = assert_refused(*command, expected="git could not get the template", cwd=project)
-            assert f"git ls-remote {url}" in said.replace("git+", "")
+            assert f"git ls-remote {url.removeprefix('git+')}" in said
 
     def test_that_was_rewritten_is_refused_by_the_recorded_commit(self, project, upstream, machine, assert_refused):
         before = machine.git("rev-parse", "v1.0.0", cwd=upstream.folder)
@@ -392,7 +393,7 @@ class TestATemplate:
     @pytest.mark.parametrize("wanted", ["v9", "-x", "--upload-pack=touch pwned", "", "v1.0.0 v1.1.0", "acme=v1", "=", "a=b=c"])
     def test_has_no_such_version(self, project, upstream, assert_refused, wanted):
         upstream.release()
-        assert_refused("update", f"--to={wanted}", expected="has no (version|layer)", cwd=project)
+        assert_refused("update", f"--to={wanted}", expected="has no (version|layer)|names no version", cwd=project)
 
     def test_at_a_commit_between_releases_is_brought_to_the_next_one(self, upstream, run, tmp_path, machine):
         """Plain Copier calls that a downgrade."""
@@ -619,7 +620,7 @@ class TestTheDisk:
     )  # fmt: skip
     def test_for_temporary_files_that_is_full_is_named(self, project, upstream, tmp_path, monkeypatch, machine, run, command):
         upstream.release(**{"large.txt": "x" * 300_000})
-        with small_disk(tmp_path / "disk", "size=100k,nr_inodes=60") as disk:
+        with small_disk(tmp_path / "disk", "size=16k,nr_inodes=60") as disk:
             monkeypatch.setenv("TMPDIR", str(disk))
             monkeypatch.setattr("tempfile.tempdir", None)
             before = state(project, machine)

@@ -114,8 +114,15 @@ class TestWhereSomeRowsAreNot:
             tried += 1
             return row if row["switch"] else {name: value for name, value in row.items() if name != "detail"}
 
-        covering = pairwise(sizes, effective=effective, linked=["switch", "detail"])
+        covering = pairwise(sizes, effective=effective, linked={"detail": ["switch"]})
         assert {frozenset(target) for target in covering.impossible} == {
             frozenset({("switch", 0), ("detail", value)}) for value in range(5)
         }
         assert tried < 200
+
+    def test_what_is_not_found_within_the_limits_is_given_up_and_named(self):
+        """A condition that only one row in a million meets does not hang the command."""
+        sizes = dict.fromkeys("abcdefgh", 5)
+        covering = pairwise(sizes, effective=lambda row: row if sum(row.values()) == 32 else None)
+        assert covering.given_up
+        assert all(sum(row.values()) == 32 for row in covering.rows if row)

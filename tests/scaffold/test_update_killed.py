@@ -1,8 +1,8 @@
 """SIGKILL at any git call, right before it and right after it, and right before any step on files of our own.
 
 A git that counts its calls is first on the PATH, and kills the whole process group of the command at the wanted one; our own
-steps are seen by an audit hook. Here each of those that work on the project is tried of a conflicting update, and every fourth
-of the others. All of them: ``SCAFFOLD_KILLS=all pytest tests/scaffold/test_update_killed.py``.
+steps are seen by an audit hook. Here each call that writes into the project's repository is tried of a conflicting update,
+and some of the rest. All of them: ``SCAFFOLD_KILLS=all pytest tests/scaffold/test_update_killed.py``.
 
 What a killed command leaves in the system's temporary folder is removed by the system, as that of any killed program;
 in the project and its repository it leaves nothing, once the next ``scaffold update`` or ``--abort`` has run.
@@ -37,7 +37,8 @@ CONFLICT: Tree = {**CLEAN, "both.txt": (PLAIN, TEXT + b"mine\n")}
 
 _GIT = """#!/bin/sh
 here() {{ case "$PWD/ $GIT_DIR/" in "$KILL_PROJECT"/*|*" $KILL_PROJECT"/*) return 0;; esac; return 1; }}
-if here; then
+writes() {{ case " $* " in *" add "*|*" write-tree "*|*-tree\ -m\ *|*" update-index "*|*" reset "*|*" checkout "*) return 0;; esac; return 1; }}
+if here && {{ [ "$KILL_ALL" = 1 ] || writes "$@"; }}; then
   echo "$*" >> "$KILL_CALLS"
   number=$(wc -l < "$KILL_CALLS")
   if [ "$number" -eq "$KILL_AT" ]; then
@@ -76,6 +77,7 @@ class Killer:
             os.environ["KILL_GROUP"] = str(os.getpid())
             os.environ["KILL_PROJECT"] = str(project)
             os.environ["KILL_WHEN"] = when
+            os.environ["KILL_ALL"] = str(int(ALL))
             os.environ["KILL_AT"] = str(-1 if when == "step" else at or -1)
             os.environ["KILL_CALLS"] = os.devnull if when == "step" else str(calls)
             os.environ["PATH"] = f"{self.folder}{os.pathsep}{os.environ['PATH']}"
@@ -216,13 +218,15 @@ class TestAKilledUpdate:
     def test_with_conflicts(self, killer, stage, tmp_path):
         scene = make_scene(killer, stage(CONFLICT), "update")
         assert scene.code == 3
-        for when, number in scene.moments():
+        moments = list(scene.moments())
+        steps = some([moment for moment in moments if moment[0] == "step"], 3)
+        for when, number in [*(moment for moment in moments if moment[0] != "step"), *steps]:
             assert_survives(killer, scene, tmp_path / "copy", when, number)
 
     def test_without_conflicts(self, killer, stage, tmp_path):
         scene = make_scene(killer, stage(CLEAN), "update")
         assert scene.code == 0
-        for when, number in some(list(scene.moments()), 4):
+        for when, number in some(list(scene.moments()), 8):
             assert_survives(killer, scene, tmp_path / "copy", when, number)
 
     def test_in_a_folder_of_a_larger_repository(self, machine, killer, stage, tmp_path):
@@ -239,7 +243,7 @@ class TestAKilledUpdate:
         machine.git("add", "-A", cwd=top)
         scene = make_scene(killer, top, "update", project="parts/my net")
         assert scene.code == 3
-        for when, number in some(list(scene.moments()), 4):
+        for when, number in some(list(scene.moments()), 8):
             assert_survives(killer, scene, tmp_path / "copy", when, number)
 
 
@@ -253,12 +257,12 @@ class TestAKilledAbort:
         scene = make_scene(killer, project, "update", "--abort")
         assert scene.code == 0
         assert scene.after[:2] == before[:2]
-        for when, number in some(list(scene.moments()), 2):
+        for when, number in some(list(scene.moments()), 3):
             copy = copied(project, tmp_path / "copy")
             killer.run("update", "--abort", project=copy, at=number, when=when)
             code, _ = killer.run("update", "--abort", project=copy)
             told = f"killed {when} {number}"
-            assert code == 0 or (code == 1 and not (copy / ".git/scaffold").exists()), told
+            assert code == 0 or (code == 1 and not (copy / ".git/scaffold/update.json").exists()), told
             assert state(copy)[:2] == before[:2], told
             assert left_over(copy) == [], told
             assert b"refs/scaffold/aborted" in state(copy)[2], told
@@ -277,7 +281,7 @@ class TestAKilledLayerAdd:
         scene = make_scene(killer, project, "layer", "add", str(folder), "--yes", "--allow-overlap")
         assert scene.code == 0
         assert "layer.txt" in scene.after[0]
-        for when, number in some(list(scene.moments()), 4):
+        for when, number in some(list(scene.moments()), 8):
             assert_survives(killer, scene, tmp_path / "copy", when, number)
 
 
