@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from scaffold import applying, catalog, fetching, git, merging, patterns, projects
+from scaffold import catalog, fetching, git, patterns, projects
 from scaffold.errors import SourceError, UpdateError
 from scaffold.projects import Applied, Project
 
@@ -85,29 +85,34 @@ def check(path: Path, *, drift: bool = False, restore: bool = False) -> Checked:
 
 def _state(applied: Applied) -> State:
     source = catalog.recorded(applied.src_path)
-    releases = [tag for tag in fetching.newest(source) if not fetching.version_key(tag).is_prerelease]
-    if applied.commit in releases:
-        behind = len(releases) - 1 - releases.index(applied.commit)
+    commits = fetching.newest(source)
+    releases = [tag for tag in commits if not fetching.version_key(tag).is_prerelease]
+    here = commits.get(applied.commit) or applied.template_hash
+    if pin := catalog.pin(applied.src_path):
+        newer = [tag for tag in releases if commits[tag] == pin][-1:] or [pin[:12]]
+        newer = [] if here == pin else newer
+    elif here in [commits[tag] for tag in releases]:  # several releases may be one commit
+        newer = releases[max(n for n, tag in enumerate(releases) if commits[tag] == here) + 1 :]
     else:
-        behind = _after(applied.commit, releases)
+        newer = _after(applied.commit, releases)
     return State(
         name=applied.name,
         template=source.name,
         version=applied.commit,
-        newest=releases[-1] if releases and behind else applied.commit,
-        behind=behind,
+        newest=newer[-1] if newer else applied.commit,
+        behind=len(newer),
         answers_file=applied.answers_file,
     )
 
 
-def _after(commit: str, releases: Sequence[str]) -> int:
-    """How many releases are newer than a version that is none, such as ``v1.0.0-3-gabc1234``."""
+def _after(commit: str, releases: Sequence[str]) -> list[str]:
+    """The releases that are newer than a version that is none, such as ``v1.0.0-3-gabc1234``."""
     tag = commit.rsplit("-", 2)[0] if commit.count("-") >= 2 else commit
     try:
         now = fetching.version_key(tag)
     except ValueError:
-        return 1 if releases else 0  # a bare commit: any release is the better place to be
-    return sum(fetching.version_key(release) > now for release in releases)
+        return list(releases[-1:])  # a bare commit: any release is the better place to be
+    return [release for release in releases if fetching.version_key(release) > now]
 
 
 def _unresolved(root: Path) -> list[str]:
@@ -145,20 +150,32 @@ def _drift(project: Project, restore: bool) -> tuple[tuple[Drift, ...], int]:
 
 
 def _restore(root: Path, rendered: Path, found: Sequence[Drift]) -> None:
-    paths = [each.path for each in found]
-    dirty = [path for path in applying.uncommitted(merging.repository(root)) if path in paths]
-    if dirty:
-        raise UpdateError(
-            f"{dirty[0]} was changed and not committed.",
-            why="what is in it could not be got back.",
-            fix="commit it first, then run the same command again.",
-        )
-    for path in paths:
-        target = root / path
+    for each in found:
+        place = root / each.path
+        if not place.parent.resolve().is_relative_to(root.resolve()) or place.is_symlink():
+            raise UpdateError(
+                f"{each.path} is not in the project: a link leads out of it.",
+                why="only the project's own files are put back.",
+                fix=f"make it a file of the project, or leave it: rm {each.path}",
+            )
+        if each.kind == "changed" and git.attempt("diff", "--quiet", "HEAD", "--", each.path, cwd=root).returncode:
+            raise _not_committed(each.path)
+        if each.kind == "changed" and git.attempt("cat-file", "-e", f"HEAD:./{each.path}", cwd=root).returncode:
+            raise _not_committed(each.path)
+    for each in found:
+        target = root / each.path
         target.parent.mkdir(parents=True, exist_ok=True)
         fresh = target.with_name(f".{target.name}.scaffold")
-        shutil.copy2(rendered / path, fresh)
+        shutil.copy2(rendered / each.path, fresh)
         fresh.replace(target)
+
+
+def _not_committed(path: str) -> UpdateError:
+    return UpdateError(
+        f"{path} was changed and not committed.",
+        why="what is in it could not be got back.",
+        fix="commit it first (git add -f, where git ignores it), then run the same command again.",
+    )
 
 
 def _recorded(applied: Applied) -> fetching.Template:

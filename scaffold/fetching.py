@@ -8,6 +8,7 @@ from __future__ import annotations
 import errno
 import fcntl
 import re
+import shlex
 import shutil
 import subprocess
 import tarfile
@@ -25,9 +26,11 @@ import yaml
 from scaffold import bundle, settings
 from scaffold.catalog import Source
 from scaffold.errors import ScaffoldError, SourceError, cannot_write, nearest
-from scaffold.git import attempt, git, require_git
+from scaffold.git import NETWORK_SECONDS, attempt, git, require_git
 from scaffold.projects import Applied
 
+_MOST_NODES = 100_000
+"""Texts, lists and mappings of a copier.yml, each counted as often as it is referred to."""
 _CONFIGS = ("copier.yml", "copier.yaml")
 
 
@@ -106,7 +109,11 @@ class Template:
             return
         with tempfile.TemporaryDirectory(prefix="scaffold-") as scratch:
             packed = Path(scratch) / "template.tar"
-            git("archive", "--format=tar", "-o", str(packed), self.commit, cwd=self.mirror)
+            # In a repository of ours over the same objects: that of a local template may define filters, which are commands.
+            git("init", "-q", "--bare", str(scratch), cwd=self.mirror)
+            objects = git("rev-parse", "--git-path", "objects", cwd=self.mirror).strip()
+            there = {"GIT_OBJECT_DIRECTORY": str((self.mirror / objects).resolve())}
+            git("archive", "--format=tar", "-o", str(packed), self.commit, cwd=Path(scratch), environment=there)
             with tarfile.open(packed) as archive:
                 for member in archive:
                     if member.isfile() or member.isdir():  # links are not followed, and not needed
@@ -199,28 +206,33 @@ def recorded(newest: Template, applied: Applied) -> Template:
     return replace(newest.at(reference), version=applied.commit)
 
 
-def newest(source: Source) -> tuple[str, ...]:
-    """Its releases, oldest first, asked for without fetching anything.
+def newest(source: Source) -> dict[str, str]:
+    """Its releases and their commits, oldest first, asked for without fetching anything.
 
     Raises:
         SourceError: It cannot be reached.
     """
     place = Path(source.url).expanduser()
     if source.trusted:
-        return tuple(bundle.releases(settings.SHIPPED_BUNDLE if source.git_config else settings.project_bundle()))
+        file = settings.SHIPPED_BUNDLE if source.git_config else settings.project_bundle()
+        heads = bundle.heads(file)
+        return {tag: heads[f"refs/tags/{tag}"] for tag in bundle.releases(file)}
     listed = attempt(
         "ls-remote",
         "--tags",
-        "--refs",
         "--",
         str(place.resolve()) if place.exists() else source.url.removeprefix("git+"),
         cwd=Path.cwd(),
         environment=settings.git_environment(protocols=source.protocols, config=source.git_config),
+        seconds=NETWORK_SECONDS / 5,
     )
     if listed.returncode:
         raise _unreachable(source, listed)
-    tags = (line.partition("\trefs/tags/")[2] for line in listed.stdout.splitlines())
-    return tuple(sorted(filter(_is_version, tags), key=version_key))
+    commits: dict[str, str] = {}
+    for line in listed.stdout.splitlines():
+        commit, _, name = line.partition("\trefs/tags/")
+        commits[name.removesuffix("^{}")] = commit  # of an annotated tag, the commit comes second
+    return {tag: commits[tag] for tag in sorted(filter(_is_version, commits), key=version_key)}
 
 
 def _mirror(source: Source, place: Path) -> Path:
@@ -238,7 +250,7 @@ def _mirror(source: Source, place: Path) -> Path:
         with _alone(mirror):
             fetched = attempt(
                 "fetch", "-q", "--no-tags", "--prune", "--", url, "+refs/heads/*:refs/heads/*", "+refs/tags/*:refs/tags/*",
-                cwd=mirror, environment=environment,
+                cwd=mirror, environment=environment, seconds=NETWORK_SECONDS,
             )  # fmt: skip
             if fetched.returncode:
                 raise _unreachable(source, fetched)
@@ -248,7 +260,17 @@ def _mirror(source: Source, place: Path) -> Path:
     with tempfile.TemporaryDirectory(prefix=".making-", dir=mirror.parent, ignore_cleanup_errors=True) as scratch:
         fresh = Path(scratch) / "mirror.git"
         what = str(bundled) if bundled else url
-        cloned = attempt("clone", "-q", "--mirror", "--", what, str(fresh), cwd=mirror.parent, environment=environment)
+        cloned = attempt(
+            "clone",
+            "-q",
+            "--mirror",
+            "--",
+            what,
+            str(fresh),
+            cwd=mirror.parent,
+            environment=environment,
+            seconds=NETWORK_SECONDS,
+        )
         if cloned.returncode:
             raise _unreachable(source, cloned)
         attempt("remote", "remove", "origin", cwd=fresh)  # nothing is fetched there by name
@@ -289,7 +311,7 @@ def _require_unmoved(source: Source, mirror: Path) -> None:
         raise SourceError(
             f"The template {source.name} was rewritten: {'; '.join(moved)}.",
             why="a release that changes after it is out cannot be trusted, and projects made from it cannot be merged.",
-            fix=f"ask its author. If the new one is right: rm -r {mirror}, then run the same command again.",
+            fix=f"ask its author. If the new one is right: rm -r {shlex.quote(str(mirror))}, then run the same command again.",
         )
     if new := now.keys() - seen.keys():
         git("update-ref", "--stdin", cwd=mirror, stdin="".join(f"create refs/seen/{tag} {now[tag]}\n" for tag in new))
@@ -381,6 +403,8 @@ _Loader.add_constructor("!include", lambda _loader, _node: {})
 def _config(text: str, file: str, name: str) -> Mapping[str, Any]:
     merged: dict[str, Any] = {}
     try:
+        for node in yaml.compose_all(text, Loader=_Loader):
+            _require_small(node)
         for document in yaml.load_all(text, Loader=_Loader):
             merged.update(document or {})
     except (yaml.YAMLError, TypeError, ValueError, RecursionError) as error:
@@ -390,6 +414,25 @@ def _config(text: str, file: str, name: str) -> Mapping[str, Any]:
             fix="tell its author.",
         ) from None
     return merged
+
+
+def _require_small(root: yaml.Node | None) -> None:
+    """Raises ValueError when YAML's aliases stand for more than anybody would write: printing it would fill the memory."""
+    sizes: dict[int, int | None] = {}
+
+    def size(node: yaml.Node) -> int:
+        if id(node) not in sizes:
+            sizes[id(node)] = None
+            below = node.value if isinstance(node, yaml.CollectionNode) else []
+            parts = [part for entry in below for part in (entry if isinstance(entry, tuple) else (entry,))]
+            sizes[id(node)] = 1 + sum(map(size, parts))
+        known = sizes[id(node)]
+        if known is None or known > _MOST_NODES:
+            raise ValueError("it holds itself" if known is None else f"it stands for more than {_MOST_NODES:,} values")
+        return known
+
+    if root is not None:
+        size(root)
 
 
 def _copy_work_tree(repository: Path, folder: Path) -> None:

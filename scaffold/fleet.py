@@ -37,6 +37,8 @@ class Outcome:
     status: Status
     versions: Mapping[str, str] = field(default_factory=dict)
     """Of each of its layers, as the project has it now."""
+    before: Mapping[str, str] = field(default_factory=dict)
+    """The same before an update."""
     newest: Mapping[str, str] = field(default_factory=dict)
     """The same of their templates."""
     changed: tuple[str, ...] = ()
@@ -103,14 +105,29 @@ def update(
 
 def exit_code(outcomes: Iterable[Outcome]) -> int:
     """Of the worst: 1 failed, 3 conflicts, 2 behind or drifted, 0."""
-    found = {outcome.status for outcome in outcomes}
+    found = {status for outcome in outcomes for status in (outcome.status, "drifted" if outcome.drifted else "current")}
     return 1 if "failed" in found else 3 if "conflicts" in found else 2 if found & {"behind", "drifted"} else 0
+
+
+def steps(outcome: Outcome) -> dict[str, tuple[str, str]]:
+    """Of each layer, two versions: those that an update led from and to, else the project's and its template's newest."""
+    return {
+        name: (
+            (outcome.before[name], version) if name in outcome.before else (version, outcome.newest.get(name, version))
+        )
+        for name, version in outcome.versions.items()
+    }
 
 
 def counts(outcomes: Iterable[Outcome]) -> dict[Status, int]:
     """How many of each status, those that there are, from good news to bad."""
     counted = Counter(outcome.status for outcome in outcomes)
     return {status: counted[status] for status in MEANING if counted[status]}
+
+
+def also_drifted(outcomes: Iterable[Outcome]) -> int:
+    """How many have drifted and are counted as something else, since that is to be done first."""
+    return sum(bool(outcome.drifted) and outcome.status != "drifted" for outcome in outcomes)
 
 
 def _each(
@@ -162,6 +179,7 @@ def _updated(path: Path, to: str | None, dry_run: bool) -> Outcome:
         path=path,
         status="conflicts" if conflicts else done if changed else "drifted" if drifted else "current",
         versions=told["from"] if dry_run else told["to"],
+        before={} if dry_run else told["from"],
         newest=told["to"],
         changed=changed,
         conflicts=conflicts,

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import re
+import shlex
 import shutil
 import subprocess
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from scaffold.errors import GitError
@@ -22,41 +23,77 @@ def require_git() -> None:
         )
 
 
+NETWORK_SECONDS = 300.0
+"""How long getting a template may take."""
+
+
 def attempt(
-    *arguments: str, cwd: Path, environment: Mapping[str, str] | None = None, stdin: str | None = None
+    *arguments: str,
+    cwd: Path,
+    environment: Mapping[str, str] | None = None,
+    stdin: str | None = None,
+    seconds: float | None = None,
 ) -> subprocess.CompletedProcess[str]:
-    """Run git and hand back whatever came of it."""
+    """Run git and hand back whatever came of it. Text is as git wrote it: line ends stay, odd bytes survive.
+
+    Args:
+        seconds: After which it is ended, with exit code 124; default: never.
+    """
     require_git()
-    return subprocess.run(
-        ["git", *arguments],
-        cwd=cwd,
-        env={**git_environment(), **(environment or {})},
-        input=stdin,
-        stdin=subprocess.DEVNULL if stdin is None else None,
-        capture_output=True,
-        text=True,
-        encoding="utf-8",
-        errors="surrogateescape",
-        check=False,
-    )
+    try:
+        done = subprocess.run(
+            ["git", *arguments],
+            cwd=cwd,
+            env={**git_environment(), **(environment or {})},
+            input=None if stdin is None else _bytes(stdin),
+            stdin=subprocess.DEVNULL if stdin is None else None,
+            capture_output=True,
+            check=False,
+            timeout=seconds,
+        )
+    except subprocess.TimeoutExpired:
+        return subprocess.CompletedProcess(["git", *arguments], 124, "", f"fatal: no answer within {seconds:g} s\n")
+    return subprocess.CompletedProcess(done.args, done.returncode, _text(done.stdout), _text(done.stderr))
+
+
+def _bytes(text: str) -> bytes:
+    return text.encode("utf-8", "surrogateescape")
+
+
+def _text(output: bytes) -> str:
+    return output.decode("utf-8", "surrogateescape")
 
 
 def git(*arguments: str, cwd: Path, environment: Mapping[str, str] | None = None, stdin: str | None = None) -> str:
     """Run git and return what it printed.
 
     Raises:
-        GitError: git is missing or failed; its own last words are in the message.
+        GitError: git is missing or failed; its own words are in the message.
     """
     done = attempt(*arguments, cwd=cwd, environment=environment, stdin=stdin)
     if done.returncode:
-        said = (done.stderr.strip() or done.stdout.strip() or f"exit code {done.returncode}").splitlines()[-1]
         full = "No space left on device" in done.stderr
         raise GitError(
-            f"git {arguments[0]} failed: {said}",
+            f"git {command(arguments)} failed: {words(done)}",
             why="the disk is full." if full else "git could not do what was asked of it.",
-            fix="free some space." if full else f"try it by hand: git {' '.join(arguments)}",
+            fix="free some space." if full else f"try it by hand, in {cwd}: git {shlex.join(arguments)}",
         )
     return done.stdout
+
+
+def command(arguments: Sequence[str]) -> str:
+    """The command among git's arguments: ``merge-tree`` of ``-c merge.renames=true merge-tree ...``."""
+    at = 0
+    while at < len(arguments) - 1 and arguments[at].startswith("-"):
+        at += 2 if arguments[at] == "-c" else 1
+    return arguments[at]
+
+
+def words(done: subprocess.CompletedProcess[str]) -> str:
+    """What git says went wrong, in its first line that does."""
+    lines = [line for line in (*done.stderr.splitlines(), *done.stdout.splitlines()) if line.strip()]
+    said = next((line for line in lines if line.startswith(("fatal:", "error:"))), lines[-1] if lines else "")
+    return said.strip() or f"exit code {done.returncode}"
 
 
 def version() -> tuple[int, ...]:

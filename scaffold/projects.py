@@ -110,7 +110,7 @@ def parse(text: str, name: str, root: Path) -> Applied:
     if not isinstance(answers, dict) or not isinstance(answers.get("_src_path"), str) or not answers["_src_path"]:
         raise _unreadable(root, name, "it should be a list of answers with a _src_path")
     commit = answers.get("_commit")
-    if commit is not None and not isinstance(commit, str | int | float):
+    if commit is not None and not (isinstance(commit, str | int | float) and str(commit).isprintable()):
         raise _unreadable(root, name, f"_commit is {commit!r}")
     if commit in (None, ""):
         raise ProjectError(

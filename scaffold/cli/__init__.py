@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import sys
 from typing import Annotated, Any
 
@@ -45,6 +46,9 @@ _Misuse: Any = typer.BadParameter.__mro__[2]
 
 def run() -> None:
     """The entry point of the command ``scaffold``. A command line that makes no sense exits with 1: 2 means behind."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # a file name or a line that is no UTF-8 comes out as it is
+            stream.reconfigure(errors="surrogateescape")
     try:
         status = app(prog_name="scaffold", standalone_mode=False)
     except _Misuse as error:

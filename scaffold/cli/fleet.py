@@ -98,6 +98,8 @@ def _run(
             print_json({"projects": [_described(outcome) for outcome in outcomes], "counts": counted})
         else:
             summary = ", ".join(f"{count} {status}" for status, count in counted.items())
+            if also := fleet.also_drifted(outcomes):
+                summary += f"; {also} of them drifted as well"
             typer.echo(f"{len(outcomes)} project{'s' * (len(outcomes) != 1)}: {summary}")
             if html is not None:
                 typer.echo(f"The page: {html}")
@@ -106,15 +108,16 @@ def _run(
 
 
 def _show(outcome: Outcome) -> None:
+    from scaffold import fleet
+
     versions = ", ".join(
-        f"{'' if name == 'base' else f'{name} '}{version}" + (f" -> {new}" if new != version else "")
-        for name, version in outcome.versions.items()
-        for new in [outcome.newest.get(name, version)]
+        f"{'' if name == 'base' else f'{name} '}{one}" + (f" -> {other}" if other != one else "")
+        for name, (one, other) in fleet.steps(outcome).items()
     )
     details = {
         "conflicts": ", ".join(outcome.conflicts),
         "drifted": ", ".join(outcome.drifted),
-        "updated": f"{len(outcome.changed)} files",
+        "updated": f"{len(outcome.changed)} file{'s' * (len(outcome.changed) != 1)}",
         "failed": outcome.error.get("what", ""),
     }.get(outcome.status, "")
     if outcome.status != "drifted" and outcome.drifted:
@@ -127,6 +130,7 @@ def _described(outcome: Outcome) -> dict[str, Any]:
         "path": str(outcome.path),
         "status": outcome.status,
         "versions": dict(outcome.versions),
+        "before": dict(outcome.before),
         "newest": dict(outcome.newest),
         "changed": list(outcome.changed),
         "conflicts": list(outcome.conflicts),

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
+import shlex
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -30,13 +33,33 @@ def reporting(as_json: bool) -> Iterator[list[str]]:
         with unwinding():
             yield done
     except ScaffoldError as error:
-        if as_json:
-            print_json({"error": {"what": error.what, "why": error.why, "fix": error.fix}})
-        console.complain(error)
+        _complain(error, as_json)
+        raise typer.Exit(1) from None
+    except BrokenPipeError:  # whoever reads the output has seen enough
+        raise
+    except OSError as error:
+        _complain(_refused(error), as_json)
         raise typer.Exit(1) from None
     except KeyboardInterrupt:
         typer.echo(f"\nInterrupted: {', '.join(done) or 'nothing was left behind'}.", err=True)
         raise typer.Exit(130) from None
+
+
+def _complain(error: ScaffoldError, as_json: bool) -> None:
+    if as_json:
+        print_json({"error": {"what": error.what, "why": error.why, "fix": error.fix}})
+    console.complain(error)
+
+
+def _refused(error: OSError) -> ScaffoldError:
+    """What the operating system would not do."""
+    place = os.fsdecode(error.filename) if error.filename else "a file"
+    full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+    return DestinationError(
+        f"Cannot read or write {place}: {error.strerror or error}.",
+        why="the disk is full." if full else "the operating system refused.",
+        fix="free some space." if full else "see who owns it and what it is: ls -ld " + shlex.quote(place),
+    )
 
 
 def _require_working_directory() -> None:
@@ -69,4 +92,5 @@ def pairs(texts: list[str]) -> dict[str, str]:
 
 
 def print_json(document: Any) -> None:
-    typer.echo(json.dumps(document, indent=2, ensure_ascii=False))
+    text = json.dumps(document, indent=2, ensure_ascii=False)
+    typer.echo(text.encode("utf-8", "replace").decode())  # no file name or line of a stranger's breaks the document

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -82,7 +83,8 @@ def described(updated: Updated) -> dict[str, Any]:
 def show(updated: Updated) -> None:
     """For people to read."""
     if updated.difference:
-        typer.echo(updated.difference, nl=False)
+        # A patch for a program is byte for byte; a terminal would obey what a stranger's template has in it.
+        typer.echo(console.plain(updated.difference) if sys.stdout.isatty() else updated.difference, nl=False)
     if not updated.changes:
         versions = ", ".join(v if name == "base" else f"{name} {v}" for name, v in updated.after.items())
         typer.echo(f"{updated.path} is at template {versions}: nothing to do.")
