@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from scaffold import catalog, fetching, git, patterns, projects
+from scaffold import catalog, fetching, git, patterns, projects, trust
 from scaffold.errors import SourceError, UpdateError
 from scaffold.projects import Applied, Project
 
@@ -77,10 +77,30 @@ def check(path: Path, *, drift: bool = False, restore: bool = False) -> Checked:
         ScaffoldError: It is no project, or a template cannot be reached or rendered.
     """
     project = projects.find(path)
+    require_same_host(project)
     layers = tuple(_state(applied) for applied in project.layers)
     drifted, managed = _drift(project, restore) if drift or restore else ((), None)
     unresolved = tuple(_unresolved(project.root))
     return Checked(path=project.root, layers=layers, drifted=drifted, managed=managed, unresolved=unresolved)
+
+
+def require_same_host(project: Project) -> None:
+    """Whoever can change one line of a project must not get their template into it.
+
+    Raises:
+        UpdateError: An answers file that is not committed names another host than the committed one.
+    """
+    for applied in project.layers:
+        committed = git.attempt("show", f"HEAD:./{applied.answers_file}", cwd=project.root)
+        if committed.returncode:
+            continue
+        before = projects.parse(committed.stdout, applied.answers_file, project.root).src_path
+        if trust.changed_host(before, applied.src_path):
+            raise UpdateError(
+                f"{applied.answers_file} names another host than it did in the last commit.",
+                why=f"the template came from {before}, and would come from {applied.src_path} now.",
+                fix="if that is right, commit the file first: the change then has an author.",
+            )
 
 
 def _state(applied: Applied) -> State:
@@ -134,7 +154,7 @@ def _drift(project: Project, restore: bool) -> tuple[tuple[Drift, ...], int]:
     with scratch() as place:
         folder = place / project.root.name
         folder.mkdir()
-        render_stacks([(folder, layers)])
+        render_stacks([(folder, layers)], skip_tasks=True)
         for file in sorted(path for path in folder.rglob("*") if path.is_file()):
             name = file.relative_to(folder).as_posix()
             if patterns.matches(name, globs):

@@ -81,6 +81,25 @@ class Template:
         return told if isinstance(told, dict) else {}
 
     @property
+    def questions(self) -> tuple[str, ...]:
+        """Names of those that a user may answer."""
+        return tuple(
+            name
+            for name, details in self.config.items()
+            if not name.startswith("_") and not (isinstance(details, dict) and details.get("when", True) is False)
+        )
+
+    @cached_property
+    def has_submodules(self) -> bool:
+        """It brings other repositories along."""
+        return attempt("cat-file", "-e", f"{self.commit}:.gitmodules", cwd=self.mirror).returncode == 0
+
+    @property
+    def commands(self) -> tuple[str, ...]:
+        """Settings by which it runs commands."""
+        return tuple(key for key in ("_tasks", "_migrations", "_jinja_extensions") if self.config.get(key))
+
+    @property
     def answers_file(self) -> str:
         """Where a project keeps its answers to it."""
         return str(self.config.get("_answers_file") or settings.ANSWERS_FILE)

@@ -192,8 +192,10 @@ def _failed(path: Path, told: Mapping[str, Any]) -> Outcome:
 
 
 def _scaffold(*arguments: str) -> tuple[int, dict[str, Any]]:
+    # In a folder of nobody's: `python -m` takes modules from the folder it is called in, which may be a stranger's.
     done = subprocess.run(
         [sys.executable, "-m", "scaffold", *arguments],
+        cwd=Path(__file__).parents[1] if settings.source_checkout() else Path(sys.prefix),
         stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,

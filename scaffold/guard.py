@@ -12,7 +12,7 @@ import os
 import re
 import stat
 import unicodedata
-from pathlib import Path, PurePosixPath
+from pathlib import Path, PurePosixPath, PureWindowsPath
 
 from scaffold.errors import UnsafeTemplate
 from scaffold.settings import Limits
@@ -84,7 +84,10 @@ def _check_link(link: Path, path: PurePosixPath, root: Path) -> None:
         raise _refused(path, f"it links to {target}, which leads back to it")
     # Looked at as text, before what it resolves to: a link to a link may change its meaning when the project moves.
     landing = PurePosixPath(os.path.normpath(path.parent / target.replace("\\", "/"))).parts
-    inside = not PurePosixPath(target).is_absolute() and landing[:1] != ("..",)
+    windows = PureWindowsPath(target)
+    inside = (
+        not PurePosixPath(target).is_absolute() and not windows.drive and not windows.root and landing[:1] != ("..",)
+    )
     if not inside or not link.resolve().is_relative_to(root.resolve()):
         raise _refused(path, f"it links to {target}, outside the project")
     if any(_is_git(name) for name in landing):

@@ -14,7 +14,8 @@ from scaffold import applying, catalog, fetching, git, merging, patterns, preset
 from scaffold.errors import AnswerError, ProjectError, SourceError
 from scaffold.projects import Project
 from scaffold.rendering import Layer, render_stacks, scratch
-from scaffold.updating import Step, Updated
+from scaffold.steps import Step
+from scaffold.updating import Updated
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -196,7 +197,7 @@ def _files(project: Project, steps: Sequence[Step]) -> list[tuple[str, ...]]:
             for step in steps
             if step.new
         ]
-        [renderings] = render_stacks([(folder, layers)])
+        [renderings] = render_stacks([(folder, layers)], skip_tasks=True)
     return [rendering.files for rendering in renderings]
 
 

@@ -6,6 +6,7 @@ result is there already when it is applied. Nothing else of the project is read 
 
 from __future__ import annotations
 
+import os
 import re
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -131,6 +132,16 @@ def repository(root: Path) -> Repository:
             fix="git add -A && git commit -m 'Before the update'",
         )
     return found
+
+
+def require_writable(repository: Repository) -> None:
+    """Raises UpdateError when nothing can be added to the repository's objects, among which a merge is made."""
+    if not os.access(repository.objects, os.W_OK):
+        raise UpdateError(
+            f"{repository.objects} is read-only.",
+            why="a merge is made among the objects of the project's repository.",
+            fix=f"see who owns it: ls -ld {repository.objects}, and whether its disk is mounted read-only.",
+        )
 
 
 def write_tree(repository: Repository, folder: Path) -> str:
@@ -381,3 +392,22 @@ def take_over(repository: Repository, clone: Path, stages: Mapping[str, Mapping[
             content.write_bytes(git.read_blob(name, cwd=clone))
             repository.git("hash-object", "-w", "--no-filters", "--", str(content))
     return git.git("rev-parse", "HEAD:./", cwd=clone).strip()
+
+
+def files(repository: Repository, tree: str) -> dict[str, tuple[str, str]]:
+    """Each file in ``tree``: its mode and its object."""
+    found = {}
+    for entry in repository.git("ls-tree", "-r", "-z", "--full-tree", tree).split("\0"):
+        details, _, path = entry.partition("\t")
+        if path:
+            mode, _, name = details.split(" ")
+            found[path] = (mode, name)
+    return found
+
+
+def put_back(repository: Repository, tree: str, entries: Mapping[str, tuple[str, str]]) -> str:
+    """``tree`` with these files in it as well."""
+    if not entries:
+        return tree
+    with _workshop(repository) as workshop:
+        return workshop.replace(tree, [(mode, name, path) for path, (mode, name) in entries.items()])

@@ -82,6 +82,7 @@ def render(
     answers_file: str | None = None,
     limits: settings.Limits | None = None,
     trust: bool = False,
+    skip_tasks: bool = False,
 ) -> Rendering:
     """Render ``source`` into ``folder``, and guard what is there then. Nothing is asked: what is open gets its default.
 
@@ -89,6 +90,7 @@ def render(
 
     Args:
         trust: Run its tasks, migrations and Jinja extensions, without limits.
+        skip_tasks: But no tasks: only what is rendered is wanted.
 
     Raises:
         AnswerError: An answer is not one the template accepts.
@@ -98,18 +100,24 @@ def render(
     template = source if isinstance(source, Template) else fetch(source)
     layer = Layer(template=template, answers=answers, defaults=defaults, answers_file=answers_file)
     if not trust:
-        [[rendering]] = render_stacks([(folder, [layer])], limits=limits)
+        [[rendering]] = render_stacks([(folder, [layer])], limits=limits, skip_tasks=skip_tasks)
         return rendering
     with scratch() as place, template.served() as served:
-        told = _render(layer, served, folder, place, trust=True)
+        told = _render(layer, served, folder, place, trust=True, skip_tasks=skip_tasks)
     guard.check_tree(folder, limits or settings.Limits())
     return _rendering(folder, told)
 
 
 def render_stacks(
-    stacks: Sequence[tuple[Path, Sequence[Layer]]], *, limits: settings.Limits | None = None
+    stacks: Sequence[tuple[Path, Sequence[Layer]]],
+    *,
+    limits: settings.Limits | None = None,
+    skip_tasks: bool = False,
 ) -> list[list[Rendering]]:
     """Render several stacks of layers at the same time, each into its folder, a layer on top of what lies below it.
+
+    Args:
+        skip_tasks: Templates with tasks are not refused: these are left out.
 
     Raises:
         As :func:`render`.
@@ -120,7 +128,7 @@ def render_stacks(
         for folder, layers in stacks:
             place = open_until_done.enter_context(scratch())
             served = [open_until_done.enter_context(layer.template.served()) for layer in layers]
-            call = confined.Call(_render_stack, layers, served, folder, place, limits=limits)
+            call = confined.Call(_render_stack, layers, served, folder, place, skip_tasks, limits=limits)
             calls.append(open_until_done.enter_context(call))
         told = [call.result() for call in calls]
     for folder, _ in stacks:
@@ -153,11 +161,13 @@ def scratch() -> Iterator[Path]:
             raise cannot_write(where, error) from error
 
 
-def _render_stack(layers: Sequence[Layer], served: Sequence[Source], folder: Path, place: Path) -> list[dict[str, Any]]:
+def _render_stack(
+    layers: Sequence[Layer], served: Sequence[Source], folder: Path, place: Path, skip_tasks: bool
+) -> list[dict[str, Any]]:
     told = []
     for number, (layer, source) in enumerate(zip(layers, served, strict=True)):
         before = _written(folder)
-        each = _render(layer, source, folder, place / str(number))
+        each = _render(layer, source, folder, place / str(number), skip_tasks=skip_tasks)
         after = _written(folder)
         each["files"] = sorted(path for path, state in after.items() if before.get(path) != state)
         told.append(each)
@@ -229,8 +239,16 @@ def update(project: Path, template: Template, *, answers: Mapping[str, Any], ans
         )
 
 
-def _render(layer: Layer, served: Source, folder: Path, place: Path, *, trust: bool = False) -> dict[str, Any]:
+def _render(
+    layer: Layer, served: Source, folder: Path, place: Path, *, trust: bool = False, skip_tasks: bool = False
+) -> dict[str, Any]:
     """What :class:`Rendering` holds, as plain values."""
+    if not served.trusted and not trust and layer.template.has_submodules:
+        raise UnsafeTemplate(
+            f"The template {served.name} has git submodules.",
+            why="they are fetched from wherever it says, this machine's own folders included.",
+            fix="read its .gitmodules; if you trust it, say so: scaffold new --trust",
+        )
     with _copier_for(served, {**layer.defaults, **layer.answers}, place) as caught:
         worker = copier.run_copy(
             served.url,
@@ -244,6 +262,7 @@ def _render(layer: Layer, served: Source, folder: Path, place: Path, *, trust: b
             settings=copier.Settings(),  # not the user's: what they trust elsewhere must not run here
             overwrite=True,
             unsafe=trust,
+            skip_tasks=skip_tasks,
             quiet=True,
         )
         questions = worker.template.questions_data
@@ -347,7 +366,7 @@ def _ours(error: Exception, source: Source, answers: Mapping[str, Any]) -> Scaff
         return UnsafeTemplate(
             said.splitlines()[0],
             why="tasks, migrations and extensions run commands on your machine, which takes your word.",
-            fix="read the template; if you trust it, say so: --trust",
+            fix="read the template; if you trust it, say so: scaffold new --trust, scaffold update --trust",
         )
     if isinstance(error, copier.errors.ForbiddenPathError):
         return UnsafeTemplate(
@@ -364,6 +383,12 @@ def _ours(error: Exception, source: Source, answers: Mapping[str, Any]) -> Scaff
             f"The template's question {match[1]!r} has no answer.",
             why="it has no default either.",
             fix=f"--set {match[1]}=...",
+        )
+    if isinstance(error, copier.errors.InvalidConfigFileError):
+        return SourceError(
+            f"The copier.yml of the template {source.name} cannot be read.",
+            why="it is not YAML, or not a mapping of questions.",
+            fix="tell its author: scaffold template lint shows where.",
         )
     if match := re.match(r"Could not convert (.*) to string", said, re.DOTALL):
         names = [name for name, value in answers.items() if str(value) == match[1]]

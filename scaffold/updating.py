@@ -7,11 +7,10 @@ last commit are merged once and applied once.
 
 from __future__ import annotations
 
-import os
 import re
 import shutil
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +19,9 @@ import yaml
 from scaffold import (
     __version__,
     applying,
+    by_copier,
     catalog,
+    checking,
     fetching,
     git,
     merging,
@@ -28,15 +29,15 @@ from scaffold import (
     projects,
     rendering,
     settings,
-    trust,
 )
 from scaffold.applying import Change
 from scaffold.errors import AnswerError, SourceError, UpdateError, nearest
 from scaffold.fetching import Template
 from scaffold.interrupts import undisturbed
-from scaffold.merging import Labels, Merged, Repository
+from scaffold.merging import Merged, Repository
 from scaffold.projects import Applied, Project
 from scaffold.rendering import Layer
+from scaffold.steps import Step, labels
 
 Choose = Callable[[str, str, Sequence[str]], str]
 """Asked for a new answer: of a question's name, the old answer and the choices there are now."""
@@ -71,24 +72,6 @@ class Updated:
         return tuple(change.path for change in self.changes if change.kind == "conflict")
 
 
-@dataclass(frozen=True, kw_only=True)
-class Step:
-    """One layer, before and after. Of a layer that comes or goes, one of the two is missing."""
-
-    name: str
-    old: Template | None
-    new: Template | None
-    applied: Applied | None = None
-    answers: Mapping[str, Any] = field(default_factory=dict)
-    """Given anew."""
-    answers_file: str
-
-    @property
-    def idle(self) -> bool:
-        """It stays as it is."""
-        return bool(self.old and self.new and self.old.commit == self.new.commit and not self.answers)
-
-
 def update(
     path: Path,
     *,
@@ -98,6 +81,7 @@ def update(
     show: str | None = None,
     trust_tasks: bool = False,
     choose: Choose | None = None,
+    confirm: Callable[[Template], None] | None = None,
     in_place: Callable[[Path], None] | None = None,
 ) -> Updated:
     """Bring the project at ``path``, with all its layers, to the newest version of their templates.
@@ -109,6 +93,7 @@ def update(
         show: Also return the difference: ``"diff"`` or ``"stat"``.
         trust_tasks: The templates' tasks and migrations may run.
         choose: Asked when a recorded answer is no choice any more; without it that is an error.
+        confirm: Shown each template before any of it is rendered; raises to stop.
         in_place: Told the project's path as soon as its files are the updated ones: a signal that stops the command
             before this call leaves the project as it was, one after it leaves it updated.
 
@@ -119,15 +104,20 @@ def update(
     project = projects.find(path)
     repository = merging.repository(project.root)
     applying.require_ready(repository)
-    _require_same_host(repository, project)
+    merging.require_writable(repository)
+    checking.require_same_host(project)
     steps = _steps(project, to, answers or {})
+    _check_names(answers or {}, steps)
+    for step in steps:
+        if confirm and step.new and not step.idle:
+            confirm(step.new)
     before = {step.name: step.applied.commit for step in steps if step.applied}
     after = {step.name: step.new.version for step in steps if step.new}
     if all(step.idle for step in steps):
         return Updated(path=project.root, before=before, after=after, changes=(), dry=dry_run)
     notes: list[str] = []
-    if _runs_commands(steps):
-        merged = _by_copier(repository, steps, trust_tasks)
+    if any(template.commands for step in steps for template in (step.old, step.new) if template):
+        merged = by_copier.merge(repository, steps, trusted=trust_tasks)
     else:
         merged, notes = combine(project, repository, steps, answers or {}, choose)
     return put(
@@ -202,7 +192,6 @@ def combine(
     choose: Choose | None = None,
 ) -> tuple[Merged, list[str]]:
     """Render all layers as they were and as they are to be, and merge."""
-    _require_writable(repository)
     with rendering.scratch() as scratch:
         old, new = (scratch / side / project.root.name for side in ("old", "new"))
         for folder in (old, new):
@@ -211,12 +200,10 @@ def combine(
         now = [(step, step.new) for step in steps if step.new]
         steps_now = [step for step, _ in now]
         stacks = [
-            (old, [_as_it_was(step, template) for step, template in was]),
+            (old, [step.as_it_was(template) for step, template in was]),
             (new, [_as_it_is(step, template, answers) for step, template in now]),
         ]
         renderings = _render_choosing(stacks, steps_now, choose)
-        if answers:
-            _check_names(answers, renderings)
         _write_recorded_versions(was, old)
         notes = _new_questions(steps_now, renderings)
         notes += list(dict.fromkeys(note for rendering in renderings for note in rendering.notes))
@@ -227,18 +214,9 @@ def combine(
             before=merging.write_tree(repository, old),
             project=tree,
             after=merging.write_tree(repository, new),
-            labels=_labels(steps),
+            labels=labels(steps),
         )
     return merged, notes
-
-
-def _require_writable(repository: Repository) -> None:
-    if not os.access(repository.objects, os.W_OK):
-        raise UpdateError(
-            f"{repository.objects} is read-only.",
-            why="a merge is made among the objects of the project's repository.",
-            fix=f"see who owns it: ls -ld {repository.objects}, and whether its disk is mounted read-only.",
-        )
 
 
 def _steps(project: Project, to: str | None, answers: Mapping[str, Any]) -> list[Step]:
@@ -268,7 +246,9 @@ def _step(applied: Applied, wanted: str | None, answers: Mapping[str, Any], *, s
     source = catalog.recorded(applied.src_path)
     newest = fetching.fetch(replace(source, reference=None))
     old = fetching.recorded(newest, applied)
-    new = old if stays else newest.at(_full(wanted, newest)) if wanted else newest
+    pin = None if wanted or stays else catalog.pin(applied.src_path)
+    to = wanted or pin
+    new = old if stays else newest.at(_full(to, newest)) if to else newest
     if not wanted and not stays and _is_older(new, old):
         new = old  # made from a commit after the newest release
     if _is_older(new, old):
@@ -326,28 +306,8 @@ def _is_older(new: Template, old: Template) -> bool:
         return order.returncode == 0
 
 
-def _require_same_host(repository: Repository, project: Project) -> None:
-    """Whoever can change one line of a project must not get their template into it."""
-    for applied in project.layers:
-        committed = git.attempt("show", f"HEAD:{repository.prefix}{applied.answers_file}", cwd=repository.top)
-        if committed.returncode:
-            continue
-        before = projects.parse(committed.stdout, applied.answers_file, project.root).src_path
-        if trust.changed_host(before, applied.src_path):
-            raise UpdateError(
-                f"{applied.answers_file} names another host than it did in the last commit.",
-                why=f"the template came from {before}, and would come from {applied.src_path} now.",
-                fix="if that is right, commit the file first: the change then has an author.",
-            )
-
-
-def _as_it_was(step: Step, template: Template) -> Layer:
-    known = step.applied.answers if step.applied else {}
-    return Layer(template=template, answers={}, defaults=known, answers_file=step.answers_file)
-
-
 def _as_it_is(step: Step, template: Template, answers: Mapping[str, Any]) -> Layer:
-    layer = _as_it_was(step, template)
+    layer = step.as_it_was(template)
     given = (
         {name: value for name, value in answers.items() if name in template.config} if step.applied else step.answers
     )
@@ -365,7 +325,9 @@ def _write_recorded_versions(was: Sequence[tuple[Step, Template]], old: Path) ->
             told = projects.parse(text, step.answers_file, old).commit
             if told != template.version:
                 line = yaml.safe_dump({"_commit": template.version}).strip()
-                file.write_text(re.sub("^_commit: .*$", lambda _: line, text, flags=re.MULTILINE), encoding="utf-8")
+                file.write_text(
+                    re.sub("^_commit: .*$", line.replace("\\", r"\\"), text, flags=re.MULTILINE), encoding="utf-8"
+                )
 
 
 def _render_choosing(
@@ -417,9 +379,16 @@ def _vanished(step: Step, each: rendering.Rendering, layer: Layer) -> Iterable[t
             yield name, _choices(question), str(old)
 
 
-def _check_names(answers: Mapping[str, Any], renderings: Sequence[rendering.Rendering]) -> None:
-    questions = tuple(dict.fromkeys(name for each in renderings for name in each.questions))
-    rendering.check_names(replace(renderings[0], questions=questions), answers)
+def _check_names(answers: Mapping[str, Any], steps: Sequence[Step]) -> None:
+    questions = [name for step in steps if step.new for name in step.new.questions]
+    for name in answers:
+        if name not in questions:
+            guess = nearest(name, questions)
+            raise AnswerError(
+                f"--set {name}=...: no template of this project has a question called {name!r}.",
+                why=f"the questions are: {', '.join(questions) or 'none'}.",
+                fix=f"--set {guess}={answers[name]}" if guess else "leave it out.",
+            )
 
 
 def _new_questions(steps: Sequence[Step], renderings: Sequence[rendering.Rendering]) -> list[str]:
@@ -447,55 +416,3 @@ def _leave_generated(steps: Sequence[Step], repository: Repository, tree: str, o
             name = file.relative_to(folder).as_posix()
             if name in there and patterns.matches(name, globs):
                 file.unlink()
-
-
-def _labels(steps: Sequence[Step]) -> Labels:
-    base = steps[0]
-    moved = [step for step in steps if not step.idle] or [base]
-    before = [_spoken(step.name, step.old) for step in moved if step.old]
-    after = [_spoken(step.name, step.new) for step in moved if step.new]
-    return Labels(
-        before=f"template {', '.join(before)}" if before else "no template",
-        after=f"template {', '.join(after)}" if after else f"template without {moved[0].name}",
-    )
-
-
-def _spoken(name: str, template: Template) -> str:
-    return template.version if name == "base" else f"{name} {template.version}"
-
-
-def _runs_commands(steps: Sequence[Step]) -> bool:
-    keys = ("_tasks", "_migrations", "_jinja_extensions")
-    return any(template and any(template.config.get(key) for key in keys) for s in steps for template in (s.old, s.new))
-
-
-def _by_copier(repository: Repository, steps: Sequence[Step], trusted: bool) -> Merged:
-    """Copier's own update, in a clone: such a template's migrations work on a project, which a merge of trees has not.
-
-    Raises:
-        UpdateError: Nobody said that its commands may run.
-    """
-    if not trusted:
-        raise UpdateError(
-            "A template of this project runs commands: tasks, migrations or Jinja extensions.",
-            why="they would run on your machine, with your rights, and nobody has said that they may.",
-            fix="read them in the template's copier.yml, then: scaffold update --trust",
-        )
-    _require_writable(repository)
-    with rendering.scratch() as scratch:
-        top = scratch / "repository"
-        git.git("clone", "-q", "--shared", "--", str(repository.top), str(top), cwd=scratch)
-        clone = top / repository.prefix
-        stages: dict[str, dict[merging.Stage, tuple[str, str]]] = {}
-        for step in steps:
-            if step.new is None or step.idle:
-                continue
-            rendering.update(clone, step.new, answers=step.answers, answers_file=step.answers_file)
-            stages |= merging.unmerged(clone)
-            git.git("add", "-A", "-f", "--", ".", cwd=clone)
-            author = ("-c", "user.name=scaffold", "-c", "user.email=scaffold@localhost")
-            git.git(*author, "commit", "-q", "--no-verify", "--allow-empty", "-m", "updated", cwd=clone)
-        for refused in clone.rglob("*.rej"):
-            stages.setdefault(refused.relative_to(clone).as_posix(), {})
-        tree = merging.take_over(repository, clone, stages)
-    return Merged(tree=tree, conflicts=stages, reasons={}, kept_deleted=())

@@ -54,7 +54,16 @@ def recorded(src_path: str) -> Source:
     Raises:
         SourceError: It is gone, or may not be used.
     """
-    return built_in(BUILT_IN[0], url=src_path) if is_built_in(src_path) else at(src_path)
+    if is_built_in(src_path):
+        return built_in(BUILT_IN[0], url=src_path)
+    source = at(src_path)
+    if source.url != src_path and not src_path.startswith("~") and Path(source.url).is_absolute():
+        raise SourceError(
+            f"{src_path} is a relative path, and no place to get a template from.",
+            why="it means another folder wherever it is read, one inside a stranger's project, say.",
+            fix="write the whole path, or a URL, as _src_path into the answers file, and commit that.",
+        )
+    return source
 
 
 def is_built_in(src_path: str) -> bool:

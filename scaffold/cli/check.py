@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from scaffold.cli.reporting import print_json, reporting
+from scaffold.cli.reporting import one_of, print_json, reporting
 
 if TYPE_CHECKING:
     from scaffold.checking import Checked
@@ -47,6 +47,7 @@ def check(
     with reporting(as_json):
         from scaffold import annotations, checking
 
+        one_of(json=as_json, format=form is not Form.text)
         checked = checking.check(path, drift=drift, restore=restore)
         if as_json:
             print_json(described(checked))

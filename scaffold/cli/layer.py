@@ -3,16 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
-from scaffold import console
-from scaffold.cli.reporting import is_terminal, pairs, print_json, reporting
+from scaffold.cli.reporting import confirm_source, is_terminal, pairs, print_json, reporting
 from scaffold.cli.update import described, show
-
-if TYPE_CHECKING:
-    from scaffold.fetching import Template
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -65,7 +61,7 @@ def add(
             allow_overlap=allow_overlap,
             dry_run=diff,
             show="diff" if diff else None,
-            confirm=lambda found: _confirm(found, ask),
+            confirm=lambda found: confirm_source(found, ask=ask),
             in_place=lambda where: done.append(f"{where} has the layer"),
         )
         print_json(described(added)) if as_json else show(added)
@@ -118,15 +114,3 @@ def list_layers(path: _Path = Path(), as_json: _Json = False) -> None:
             typer.echo(f"{layer.name}  {layer.template} {layer.version}, {layer.answers_file}")
             for file in layer.files:
                 typer.echo(f"  {file}")
-
-
-def _confirm(template: Template, ask: bool) -> None:
-    from scaffold import trust
-    from scaffold.errors import Declined
-
-    if trust.known(template.source):
-        return
-    console.note(f"{template.source.name} at commit {template.commit[:12]} is a source that you have not used before.")
-    if ask and not console.confirmed("Use it?"):
-        raise Declined("Nothing was changed.", why="you said no.", fix="run the same command again.")
-    trust.remember(template.source, template.commit)

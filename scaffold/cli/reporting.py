@@ -10,12 +10,15 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import typer
 
 from scaffold import console
-from scaffold.errors import AnswerError, DestinationError, ScaffoldError
+from scaffold.errors import AnswerError, Declined, DestinationError, ScaffoldError, UpdateError
+
+if TYPE_CHECKING:
+    from scaffold.fetching import Template
 
 
 @contextmanager
@@ -71,6 +74,34 @@ def _require_working_directory() -> None:
             why="paths are read from there.",
             fix="cd to another folder, then run the same command again.",
         ) from None
+
+
+def confirm_source(template: Template, *, ask: bool) -> None:
+    """Name a source that was not used before, with its commit; on a terminal, once, ask whether to use it.
+
+    Raises:
+        Declined: The answer is no.
+    """
+    from scaffold import trust
+
+    if trust.known(template.source):
+        return
+    console.note(f"{template.source.name} at commit {template.commit[:12]} is a source that you have not used before.")
+    if ask:
+        if not console.confirmed("Use it?"):
+            raise Declined("Nothing was changed.", why="you said no.", fix="run the same command again.")
+        trust.remember(template.source, template.commit)
+
+
+def one_of(**given: bool) -> None:
+    """Raises UpdateError when several of these options are given, which say different things."""
+    both = [f"--{name.replace('_', '-')}" for name, wanted in given.items() if wanted]
+    if len(both) > 1:
+        raise UpdateError(
+            f"{' and '.join(both)} say different things.",
+            why="one command does one of them.",
+            fix=f"take only {both[0]}",
+        )
 
 
 def is_terminal() -> bool:

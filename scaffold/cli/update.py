@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from scaffold import console
-from scaffold.cli.reporting import is_terminal, pairs, print_json, reporting
+from scaffold.cli.reporting import confirm_source, is_terminal, one_of, pairs, print_json, reporting
 
 if TYPE_CHECKING:
     from scaffold.updating import Updated
@@ -42,9 +42,13 @@ def update(
     with reporting(as_json) as done:
         from scaffold import updating
 
+        one_of(abort=abort, diff=diff, stat=stat)
+        one_of(abort=abort, to=to is not None)
+        one_of(abort=abort, set=bool(answers))
         if abort:
             _abort(path, as_json)
             return
+        ask = is_terminal() and not as_json
         updated = updating.update(
             path,
             to=to,
@@ -52,7 +56,8 @@ def update(
             dry_run=diff or stat,
             show="diff" if diff else "stat" if stat else None,
             trust_tasks=trust,
-            choose=_choose if is_terminal() and not as_json else None,
+            choose=_choose if ask else None,
+            confirm=lambda template: confirm_source(template, ask=ask),
             in_place=lambda where: done.append(f"{where} was updated"),
         )
         if as_json:

@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from scaffold import catalog, git
-from scaffold.placing import listing
 from scaffold.errors import AnswerError, ScaffoldError
 from scaffold.linting.config import Config, Question
+from scaffold.placing import listing
 from scaffold.rendering import render
 
 # Left out of the trial: it runs nothing, and what they would do is no file of the template's.

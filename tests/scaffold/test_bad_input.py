@@ -255,7 +255,9 @@ class TestAnswersEditedByHand:
         """Said, or replaced by what the template takes; never a crash."""
         upstream.release()
         text = (project / ANSWERS).read_text()
-        (project / ANSWERS).write_text(text.replace("color: red", f"color: {value}").replace("loud: false", "loud: [x]"))
+        (project / ANSWERS).write_text(
+            text.replace("color: red", f"color: {value}").replace("loud: false", "loud: [x]")
+        )
         commit(machine, project)
         before = state(project, machine)
         for command in (["update"], ["check", "--drift"]):
@@ -288,7 +290,11 @@ class TestAnswersEditedByHand:
         "commit", ["--upload-pack=touch pwned", "HEAD:x", "v1.0.0;touch pwned", "../x", "v1..v2", "@{-1}", "'\\e[2J'"]
     )
     def test_into_a_version_that_is_none(self, project, assert_refused, commit):
-        text = (project / ANSWERS).read_text().replace("_commit: v1.0.0", f'_commit: "{commit}"'.replace("\"'", '"').replace("'\"", '"'))
+        text = (
+            (project / ANSWERS)
+            .read_text()
+            .replace("_commit: v1.0.0", f'_commit: "{commit}"'.replace("\"'", '"').replace("'\"", '"'))
+        )
         (project / ANSWERS).write_text(re.sub("# Template commit.*\n", "", text))
         assert_refused("update", expected="does not have version", cwd=project)
         assert not list(project.rglob("pwned"))
@@ -341,7 +347,9 @@ class TestATemplate:
             assert before[:12] in said
             assert now[:12] in said
 
-    def test_that_was_rewritten_is_refused_by_what_was_seen_before(self, project, upstream, machine, assert_refused, run):
+    def test_that_was_rewritten_is_refused_by_what_was_seen_before(
+        self, project, upstream, machine, assert_refused, run
+    ):
         """A project that does not record the commit is protected on every machine that has seen the release."""
         with served(upstream) as url:
             text = (project / ANSWERS).read_text().replace(str(upstream.folder), url)
@@ -390,7 +398,9 @@ class TestATemplate:
         said = assert_refused("update", "--to", "v1.0.0", expected="an update only goes forward", cwd=project)
         assert "git revert" in said
 
-    @pytest.mark.parametrize("wanted", ["v9", "-x", "--upload-pack=touch pwned", "", "v1.0.0 v1.1.0", "acme=v1", "=", "a=b=c"])
+    @pytest.mark.parametrize(
+        "wanted", ["v9", "-x", "--upload-pack=touch pwned", "", "v1.0.0 v1.1.0", "acme=v1", "=", "a=b=c"]
+    )
     def test_has_no_such_version(self, project, upstream, assert_refused, wanted):
         upstream.release()
         assert_refused("update", f"--to={wanted}", expected="has no (version|layer)|names no version", cwd=project)
@@ -537,7 +547,12 @@ class TestARepository:
         blob = machine.git("hash-object", "-w", "mine.txt", cwd=project)
         lines = "".join(f"100644 {blob} {stage}\tmine.txt\n" for stage in (1, 2, 3))
         subprocess.run(
-            ["git", "update-index", "--index-info"], cwd=project, env=machine.environment, input=lines, text=True, check=True
+            ["git", "update-index", "--index-info"],
+            cwd=project,
+            env=machine.environment,
+            input=lines,
+            text=True,
+            check=True,
         )
         assert_refused("update", expected=r"unresolved conflicts: mine\.txt", cwd=project)
         done = run("check", cwd=project)
@@ -577,7 +592,9 @@ class TestTheDisk:
     """Each is mounted for one test, which needs root."""
 
     @pytest.mark.parametrize("command", [["update"], ["layer", "add", "{layer}"]], ids=" ".join)
-    def test_of_the_project_that_is_full_keeps_it_as_it_was(self, project, upstream, machine, tmp_path, assert_refused, command):
+    def test_of_the_project_that_is_full_keeps_it_as_it_was(
+        self, project, upstream, machine, tmp_path, assert_refused, command
+    ):
         upstream.release(**{"large.txt": os.urandom(300_000).hex()})
         layer = Upstream(machine, tmp_path / "layer")
         layer.write("copier.yml", "_answers_file: .copier-answers.acme.yml\n")
@@ -591,7 +608,9 @@ class TestTheDisk:
             there = shutil.copytree(project, disk / "p")
             assert_refused(*(word.format(layer=layer.folder) for word in command), expected="disk is full", cwd=there)
 
-    def test_of_the_work_tree_that_fills_up_while_files_are_written(self, project, upstream, machine, tmp_path, assert_refused):
+    def test_of_the_work_tree_that_fills_up_while_files_are_written(
+        self, project, upstream, machine, tmp_path, assert_refused
+    ):
         """Git's own folder is elsewhere and has room: everything is ready but the last step."""
         upstream.release(**{"large.txt": "x" * 600_000})
         with small_disk(tmp_path / "disk", "size=400k") as disk:
@@ -618,7 +637,9 @@ class TestTheDisk:
          ["new", "../q", "--template={template}", "--yes"]],
         ids=" ".join,
     )  # fmt: skip
-    def test_for_temporary_files_that_is_full_is_named(self, project, upstream, tmp_path, monkeypatch, machine, run, command):
+    def test_for_temporary_files_that_is_full_is_named(
+        self, project, upstream, tmp_path, monkeypatch, machine, run, command
+    ):
         upstream.release(**{"large.txt": "x" * 300_000})
         with small_disk(tmp_path / "disk", "size=16k,nr_inodes=60") as disk:
             monkeypatch.setenv("TMPDIR", str(disk))
@@ -681,7 +702,9 @@ def on_a_terminal(machine, arguments, cwd, answers):
     process, terminal = pty.fork()
     if process == 0:
         os.chdir(cwd)
-        os.execve(sys.executable, [sys.executable, "-m", "scaffold", *arguments], {**machine.environment, "TERM": "xterm"})
+        os.execve(
+            sys.executable, [sys.executable, "-m", "scaffold", *arguments], {**machine.environment, "TERM": "xterm"}
+        )
     shown, until = "", time.monotonic() + 40
     pending = dict(answers)
     while time.monotonic() < until:

@@ -30,7 +30,7 @@ from histories import (
     state,
     status,
 )
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
 from scaffold import updating
@@ -44,6 +44,7 @@ def few(examples: int):
     return settings(
         max_examples=MANY or examples,
         derandomize=not MANY,
+        phases=tuple(Phase) if MANY else (Phase.generate,),  # shrinking takes minutes
         database=None,
         deadline=None,
         suppress_health_check=list(HealthCheck),
@@ -78,19 +79,25 @@ def scene(random, *, told: History | None = None) -> Iterator[Scene]:
 
 
 def copier_update(project: Path) -> bool:
-    """Plain Copier's own update; whether it left no conflict."""
+    """Plain Copier's own update; whether it went well and left no conflict.
+
+    It fails on names that git quotes, such as those with umlauts, where the user added or renamed such a file.
+    """
     import copier
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        copier.run_update(project, defaults=True, overwrite=True, quiet=True)
+        try:
+            copier.run_update(project, defaults=True, overwrite=True, quiet=True)
+        except FileNotFoundError:
+            return False
     found = files(project)
     marked = any(b"<<<<<<< " in content for _, content in found.values())
     return not marked and not staged(project) and not any(path.endswith(".rej") for path in found)
 
 
 class TestAnUpdate:
-    @few(10)
+    @few(5)
     @given(random=st.randoms(use_true_random=False))
     def test_loses_nothing_and_is_copiers_where_copier_loses_nothing(self, random):
         """Byte for byte the same files, when both are clean, Copier lost no line of the user, and nobody renamed a file.
@@ -110,15 +117,14 @@ class TestAnUpdate:
             if copiers_is_clean and not updated.conflicts and not made.lost(other) and not renamed:
                 assert files(made.project) == files(other), made.history.told
             # Afterwards either tool finds nothing to do.
-            for project in (made.project, other):
-                tree = commit_all(project)
-                if not updated.conflicts and copiers_is_clean:
-                    assert not updating.update(project).changes
-                    copier_update(project)
-                    assert status(project) == ""
-                    assert commit_all(project) == tree
+            finished = [made.project, other] if copiers_is_clean and not updated.conflicts else []
+            for project in finished:
+                commit_all(project)
+                assert not updating.update(project).changes
+                copier_update(project)
+                assert status(project) == ""
 
-    @few(10)
+    @few(5)
     @given(random=st.randoms(use_true_random=False))
     def test_can_be_looked_at_and_undone(self, random):
         """``--diff`` and ``--stat`` change nothing, ``--abort`` gives back what was there."""

@@ -49,13 +49,25 @@ class Installed:
         # Of the surroundings: where pip gets packages from, and keeps them.
         pip = {**os.environ, "PIP_DISABLE_PIP_VERSION_CHECK": "1"}
         subprocess.run([interpreter(version), "-m", "venv", folder / "venv"], check=True)
-        install = [self.python, "-m", "pip", "install", "-qq", "--no-compile", "-c", ROOT / "requirements/ci.txt", wheel]
+        install = [
+            self.python,
+            "-m",
+            "pip",
+            "install",
+            "-qq",
+            "--no-compile",
+            "-c",
+            ROOT / "requirements/ci.txt",
+            wheel,
+        ]
         done = subprocess.run(install, env=pip, capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stderr
 
     def scaffold(self, *arguments, cwd, expected=0):
         command = [self.python, "-W", "error::DeprecationWarning:scaffold", "-m", "scaffold", *map(str, arguments)]
-        done = subprocess.run(command, cwd=cwd, env=self.environment, stdin=subprocess.DEVNULL, capture_output=True, text=True)
+        done = subprocess.run(
+            command, cwd=cwd, env=self.environment, stdin=subprocess.DEVNULL, capture_output=True, text=True
+        )
         assert done.returncode == expected, f"{arguments}: {done.stdout}{done.stderr}"
         assert "Traceback" not in done.stderr
         assert "Warning" not in done.stderr, done.stderr
@@ -80,12 +92,12 @@ def sources(machine, tmp_path_factory):
     answers = "{{ _copier_conf.answers_file }}.jinja"
     files = {
         "template": {
-            "copier.yml": "name: {type: str, default: world, help: Who?}\n",
+            "copier.yml": "name: {type: str, default: world, help: Who is it}\n",
             answers: "{{ _copier_answers | to_nice_yaml }}",
             "hello.txt.jinja": "Hello {{ name }}\n",
         },
         "layer": {
-            "copier.yml": "_answers_file: .copier-answers.acme.yml\nteam: {type: str, default: acme, help: Whose?}\n",
+            "copier.yml": "_answers_file: .copier-answers.acme.yml\nteam: {type: str, default: acme, help: Whose is it}\n",
             answers: "{{ _copier_answers | to_nice_yaml }}",
             "acme.txt.jinja": "{{ team }}\n",
         },

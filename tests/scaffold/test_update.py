@@ -269,7 +269,7 @@ class TestWhatCannotBeUpdated:
         (released / "copier.yml").write_text(text.replace("default: github", "default: forgejo"))
         bundle.release(fresh_machine.home / ".local/share/treadle-scaffold/templates.bundle", released, "0.3.0")
         done = fresh_machine.scaffold("update", cwd=project)
-        self.assert_refused(done, "--set ci=forgejo")
+        self.assert_refused(done, "its choices are forgejo, gitlab, none now")
         assert fresh_machine.git("status", "--porcelain", cwd=project) == ""
 
     def test_to_a_version_that_attacks(self, fresh_machine, project, released):

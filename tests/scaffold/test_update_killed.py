@@ -37,7 +37,7 @@ CONFLICT: Tree = {**CLEAN, "both.txt": (PLAIN, TEXT + b"mine\n")}
 
 _GIT = """#!/bin/sh
 here() {{ case "$PWD/ $GIT_DIR/" in "$KILL_PROJECT"/*|*" $KILL_PROJECT"/*) return 0;; esac; return 1; }}
-writes() {{ case " $* " in *" add "*|*" write-tree "*|*-tree\ -m\ *|*" update-index "*|*" reset "*|*" checkout "*) return 0;; esac; return 1; }}
+writes() {{ case " $* " in *" add "*|*" write-tree "*|*" read-tree "*|*" update-index "*|*" reset "*|*" checkout "*) return 0;; esac; return 1; }}
 if here && {{ [ "$KILL_ALL" = 1 ] || writes "$@"; }}; then
   echo "$*" >> "$KILL_CALLS"
   number=$(wc -l < "$KILL_CALLS")
