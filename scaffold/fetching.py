@@ -129,8 +129,10 @@ class Template:
         with tempfile.TemporaryDirectory(prefix="scaffold-") as scratch:
             packed = Path(scratch) / "template.tar"
             # In a repository of ours over the same objects: that of a local template may define filters, which are commands.
-            git("init", "-q", "--bare", str(scratch), cwd=self.mirror)
-            objects = git("rev-parse", "--git-path", "objects", cwd=self.mirror).strip()
+            form, objects = git(
+                "rev-parse", "--show-object-format", "--git-path", "objects", cwd=self.mirror
+            ).splitlines()
+            git("init", "-q", "--bare", f"--object-format={form}", str(scratch), cwd=self.mirror)
             there = {"GIT_OBJECT_DIRECTORY": str((self.mirror / objects).resolve())}
             git("archive", "--format=tar", "-o", str(packed), self.commit, cwd=Path(scratch), environment=there)
             with tarfile.open(packed) as archive:

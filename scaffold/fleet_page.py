@@ -23,9 +23,9 @@ body { font: 15px/1.5 system-ui, sans-serif; margin: 2rem auto; max-width: 75rem
 h1 { font-size: 1.4rem; margin: 0 0 .3rem; }
 p.when { margin: 0 0 1.2rem; }
 p.when, .place, .counts span { color: var(--faint); }
-.counts { display: flex; flex-wrap: wrap; gap: .6rem; margin: 0 0 1.2rem; padding: 0; list-style: none; }
-.counts li { border: 1px solid var(--line); border-left: .4rem solid var(--status); border-radius: .5rem;
-  padding: .5rem .9rem; max-width: 13rem; }
+.counts { display: grid; grid-template-columns: repeat(auto-fill, minmax(13rem, 1fr)); gap: .6rem; margin: 0 0 1.2rem;
+  padding: 0; list-style: none; }
+.counts li { border: 1px solid var(--line); border-left: .4rem solid var(--status); border-radius: .5rem; padding: .5rem .9rem; }
 .counts b { font-size: 1.3rem; display: block; line-height: 1.3; }
 .counts span { display: block; font-size: .85rem; line-height: 1.35; }
 .bar { display: flex; gap: 2px; height: .7rem; border-radius: .35rem; overflow: hidden; margin: 0 0 1.4rem; }
@@ -107,11 +107,23 @@ def write(file: Path, outcomes: Sequence[Outcome], *, command: str) -> None:
         finally:
             fresh.unlink(missing_ok=True)
     except OSError as error:
-        raise DestinationError(
-            f"Cannot write {file}: {error.strerror}.",
-            why="the page was asked for by --html.",
-            fix="name a file in a folder that is there and that you may write in.",
-        ) from None
+        raise _cannot_write(file, error.strerror or str(error)) from None
+
+
+def require_place(file: Path) -> None:
+    """Raises DestinationError where no file could be written, before an hour's work is done for it."""
+    if file.is_dir():
+        raise _cannot_write(file, "it is a folder")
+    if not file.absolute().parent.is_dir():
+        raise _cannot_write(file, "there is no such folder")
+
+
+def _cannot_write(file: Path, reason: str) -> DestinationError:
+    return DestinationError(
+        f"Cannot write {file}: {reason}.",
+        why="the page was asked for by --html.",
+        fix="name a file in a folder that is there and that you may write in.",
+    )
 
 
 def _cards(outcomes: Sequence[Outcome], counted: Mapping[Status, int]) -> str:

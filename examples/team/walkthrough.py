@@ -1,4 +1,4 @@
-"""The whole story of README.md, typed by a program: what it says happens here, or this stops at the first thing that doesn't.
+"""The whole story of README.md, typed by a program: what it says happens, or this stops at the first thing that doesn't.
 
     python examples/team/walkthrough.py ~/acme-walkthrough
 
@@ -11,32 +11,14 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import shlex
 import shutil
-import signal
-import socket
-import subprocess
 import sys
-import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+
+from shell import NotAsTold, User, empty_repository, environment, expect, git_server, user
 
 HERE = Path(__file__).resolve().parent
-ROOT = HERE.parents[1]
-PIP = {
-    "PIP_NO_INDEX": "1",
-    "PIP_NO_DEPS": "1",
-    "PIP_NO_BUILD_ISOLATION": "false",  # it is the value of the setting without its "no"
-    "PIP_QUIET": "1",
-    "PIP_DISABLE_PIP_VERSION_CHECK": "1",
-    "PIP_ROOT_USER_ACTION": "ignore",
-}
-"""Nothing is fetched: packages are built from their folders with what this machine has."""
-SITE = Path(next(path for path in sys.path if path.endswith("site-packages")))
 
 # What fifty teams have done to their projects, by number.
 TEAMS = range(1, 51)
@@ -45,144 +27,6 @@ ONE_PYTHON = range(43, 48)  # took a Python out of ci.yml, which the template ma
 NO_CI = (48,)  # deleted it
 BY_COPIER = (49,)  # have updated already, with plain copier
 BUSY = (50,)  # are in the middle of an edit of a file that the release changes
-
-
-class NotAsTold(Exception):
-    """Something came out otherwise than the story has it."""
-
-
-def expect(told: bool, what: str) -> None:
-    if not told:
-        raise NotAsTold(what)
-
-
-@dataclass(frozen=True)
-class User:
-    """Somebody at a shell."""
-
-    name: str
-    folder: Path
-    """The walk-through's: what is printed shows it as ``~``."""
-    environment: Mapping[str, str]
-    cwd: Path
-
-    def at(self, path: Path) -> User:
-        return replace(self, cwd=path)
-
-    def types(self, line: str, *, code: int = 0, quiet: bool = False) -> str:
-        """Run a command as it would be typed, print it and what it says, and return the latter."""
-        if not quiet:
-            print(f"{self.name}$ {self._short(line)}", flush=True)
-        words = [name for word in shlex.split(line) for name in self._expanded(word)]
-        done = subprocess.run(
-            [self._program(words[0]), *words[1:]],
-            cwd=self.cwd,
-            env=self.environment,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            timeout=900,
-        )
-        if not quiet or done.returncode != code:
-            print(self._short(done.stdout), flush=True)
-        expect(done.returncode == code, f"`{self._short(line)}` ended with {done.returncode} instead of {code}.")
-        return done.stdout
-
-    def tells(self, line: str, *, code: int = 0) -> Any:
-        """The JSON document that a command prints."""
-        return json.loads(self.types(line, code=code, quiet=True))
-
-    def _expanded(self, word: str) -> list[str]:
-        if word.endswith("*"):
-            return sorted(str(path.relative_to(self.cwd)) for path in self.cwd.glob(word))
-        return [word]
-
-    def _program(self, name: str) -> str:
-        return shutil.which(name, path=self.environment["PATH"]) or name
-
-    def _short(self, text: str) -> str:
-        return text.replace(str(self.folder), "~").replace(str(ROOT), "CHECKOUT")
-
-
-def user(name: str, folder: Path) -> User:
-    """One with a home of their own, whose git knows them."""
-    home = folder / f"home-{name}"
-    home.mkdir()
-    bin_folder = (
-        home / "bin"
-    )  # scaffold and copier as these are installed here, and the Python that they are installed in
-    bin_folder.mkdir()
-    for command, module in {"scaffold": " -m scaffold", "copier": " -m copier", "python": ""}.items():
-        program = bin_folder / command
-        program.write_text(f'#!/bin/sh\nexec "{sys.executable}"{module} "$@"\n', encoding="utf-8")
-        program.chmod(0o755)
-    config = home / ".gitconfig"
-    config.write_text(
-        f"[user]\n\tname = {name.title()}\n\temail = {name}@acme.example\n[init]\n\tdefaultBranch = main\n",
-        encoding="utf-8",
-    )
-    strange = ("GIT_", "PIP_", "XDG_", "VIRTUAL_ENV", "CONDA_", "PYTHONPATH", "TREADLE_", "ACME_", "PYTEST_")
-    environment = {name: value for name, value in os.environ.items() if not name.startswith(strange)}
-    environment |= {
-        "HOME": str(home),
-        "GIT_CONFIG_GLOBAL": str(config),
-        "GIT_CONFIG_NOSYSTEM": "1",
-        "PATH": f"{bin_folder}{os.pathsep}{os.environ['PATH']}",
-        **PIP,
-        "COLUMNS": "120",
-        "NO_COLOR": "1",
-    }
-    return User(name, folder, environment, folder)
-
-
-@contextmanager
-def git_server(repositories: Path) -> Iterator[str]:
-    """``git daemon`` for a folder of bare repositories, on this machine only; yields its URL."""
-    repositories.mkdir()
-    programs = subprocess.run(["git", "--exec-path"], capture_output=True, text=True, check=True).stdout.strip()
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    server = subprocess.Popen(
-        [f"{programs}/git-daemon", "--listen=127.0.0.1", f"--port={port}", "--reuseaddr", "--export-all",
-         "--enable=receive-pack", f"--base-path={repositories}", str(repositories)],
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    )  # fmt: skip
-    try:
-        for _ in range(100):
-            with socket.socket() as probe:
-                if probe.connect_ex(("127.0.0.1", port)) == 0:
-                    break
-            time.sleep(0.1)
-        yield f"git://127.0.0.1:{port}"
-    finally:
-        server.send_signal(signal.SIGTERM)
-        server.wait(30)
-
-
-def empty_repository(folder: Path, name: str) -> None:
-    """What a git server's page for a new repository does."""
-    where = folder / "server" / f"{name}.git"
-    subprocess.run(["git", "init", "-q", "--bare", "-b", "main", str(where)], check=True)
-
-
-def environment(where: User) -> User:
-    """``python -m venv .venv``, and the same user with it active.
-
-    What this machine has (torch and treadle, which are large, and no network) is seen from it, instead of installed again.
-    """
-    where.types("python -m venv --without-pip .venv")
-    [packages] = (where.cwd / ".venv").glob("lib/python*/site-packages")
-    (packages / "machine.pth").write_text(f"import site; site.addsitedir({str(SITE)!r})\n", encoding="utf-8")
-    own = where.cwd / ".venv"
-    path = f"{own / 'bin'}{os.pathsep}{where.environment['PATH']}"
-    active = {**where.environment, "VIRTUAL_ENV": str(own), "PATH": path}
-    return replace(where, environment=active)
-
-
-# --- The story ---
 
 
 def make_policies(platform: User) -> None:
@@ -246,10 +90,7 @@ def make_catalog(platform: User, server: str) -> None:
 
 def steps(newcomer: User, done: int, of: int = 5) -> None:
     """Doctor says that so many steps are done, and which is next."""
-    told = json.loads(subprocess.run(
-        [newcomer._program("scaffold"), "doctor", "--json"], cwd=newcomer.cwd, env=newcomer.environment,
-        stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=300,
-    ).stdout)  # fmt: skip
+    told = newcomer.tells("scaffold doctor --json", code=int(done < 2))  # a project that isn't installed is a problem
     states = [step["state"] for step in told["steps"]]
     expect(states == ["done"] * done + ["open"] * (of - done), f"doctor finds the steps {states}, {done} being done.")
     expect(told["next"] == (done + 1 if done < of else None), f"doctor says that step {told['next']} is next.")

@@ -90,6 +90,8 @@ def _run(
         from scaffold import fleet, fleet_page
 
         paths = fleet.gather(places)
+        if html is not None:
+            fleet_page.require_place(html)
         outcomes = work(paths, None if as_json else _show)
         counted = fleet.counts(outcomes)
         if html is not None:

@@ -18,6 +18,8 @@ from pathlib import Path
 
 import pytest
 
+from scaffold import fleet
+
 EXAMPLE = Path(__file__).parents[2] / "examples" / "team"
 
 pytestmark = pytest.mark.timeout(1500)  # two minutes of two cores, which other tests may want as well
@@ -82,7 +84,7 @@ class TestThePlugin:
 
 class TestAProjectUpdatedByPlainCopier:
     def test_is_one_that_scaffold_has_updated(self, walked: Walked) -> None:
-        """But for what only scaffold's teams did, team 49's files are those of team 1."""
+        """Its files are those of a team that used scaffold alone."""
         one, other = (walked.folder / "platform" / "teams" / f"team-{number}" for number in ("01", "49"))
         assert "team-49 is at template v1.1.0, acme-ci v1.0.0: nothing to do." in walked.transcript
         for name in (".copier-answers.yml", ".github/workflows/ci.yml", "configs/train.yaml"):
@@ -98,6 +100,33 @@ class TestTheWalkThrough:
         assert done.returncode == 2
         assert "is there already" in done.stderr
         assert list(tmp_path.iterdir()) == []
+
+
+class TestTheFleet:
+    def test_learns_of_a_page_that_cannot_be_written_before_it_works(self, walked: Walked) -> None:
+        teams = walked.folder / "platform" / "teams"
+        for place in ("nowhere/fleet.html", "."):
+            command = [sys.executable, "-m", "scaffold", "fleet", "check", str(teams), "--html", place]
+            done = subprocess.run(command, cwd=teams, capture_output=True, text=True)
+            assert (done.returncode, done.stdout) == (1, "")
+            assert f"Cannot write {place}: " in done.stderr
+
+    @pytest.mark.parametrize(
+        "statuses, drifted, code",
+        [
+            (["current", "updated"], (), 0),
+            (["current", "updated"], ("ci.yml",), 2),
+            (["behind"], (), 2),
+            (["updated", "conflicts"], ("ci.yml",), 3),
+            (["conflicts", "failed"], (), 1),
+        ],
+    )
+    def test_ends_with_the_worst_of_all(
+        self, statuses: list[fleet.Status], drifted: tuple[str, ...], code: int
+    ) -> None:
+        """A project that merged clean may have drifted all the same."""
+        outcomes = [fleet.Outcome(path=Path(status), status=status, drifted=drifted) for status in statuses]
+        assert fleet.exit_code(outcomes) == code
 
 
 # --- The page, in a browser ---
@@ -191,7 +220,7 @@ class TestThePage:
     def test_needs_no_sideways_scrolling_on_a_phone(self, walked: Walked, browser: Browser, tmp_path: Path) -> None:
         """The right edge of a narrow window is empty."""
         picture = tmp_path / "page.png"
-        browser(walked.folder / "platform" / "fleet.html", f"--screenshot={picture}", "--window-size=500,4000")
+        browser(walked.folder / "platform" / "fleet.html", f"--screenshot={picture}", "--window-size=500,2000")
         rows = pixels(picture)
         assert {row[x] for row in rows for x in range(-12, 0)} == {rows[5][5]}
 

@@ -124,7 +124,7 @@ class TestAnUpdate:
                 copier_update(project)
                 assert status(project) == ""
 
-    @few(5)
+    @few(3)
     @given(random=st.randoms(use_true_random=False))
     def test_can_be_looked_at_and_undone(self, random):
         """``--diff`` and ``--stat`` change nothing, ``--abort`` gives back what was there."""

@@ -219,7 +219,7 @@ class TestAKilledUpdate:
         scene = make_scene(killer, stage(CONFLICT), "update")
         assert scene.code == 3
         moments = list(scene.moments())
-        steps = some([moment for moment in moments if moment[0] == "step"], 3)
+        steps = some([moment for moment in moments if moment[0] == "step"], 4)
         for when, number in [*(moment for moment in moments if moment[0] != "step"), *steps]:
             assert_survives(killer, scene, tmp_path / "copy", when, number)
 
@@ -281,7 +281,7 @@ class TestAKilledLayerAdd:
         scene = make_scene(killer, project, "layer", "add", str(folder), "--yes", "--allow-overlap")
         assert scene.code == 0
         assert "layer.txt" in scene.after[0]
-        for when, number in some(list(scene.moments()), 8):
+        for when, number in some(list(scene.moments()), 16):
             assert_survives(killer, scene, tmp_path / "copy", when, number)
 
 
