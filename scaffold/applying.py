@@ -8,18 +8,18 @@ going on, so that the next call can finish it or undo it.
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import shutil
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from scaffold import git
 from scaffold.errors import GitError, UpdateError
+from scaffold.journal import Journal, own_index, own_lock
 from scaffold.merging import NOBODY, Merged, Repository, graft, project_tree
 
 Kind = Literal["added", "changed", "deleted", "renamed", "conflict"]
@@ -49,51 +49,6 @@ class Change:
 
     reason: str = ""
     """Of a conflict: what kind."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Journal:
-    state: Literal["applying", "written", "applied", "undoing"]
-    """``written``: all files are, and the index is not in place yet."""
-    head: str
-    """The commit on top of which it is done."""
-    tree: str
-    """What the index holds afterwards, conflicts aside."""
-    paths: tuple[str, ...]
-    """Touched files, from the top of the repository."""
-    stages: str
-    """What ``update-index --index-info`` is told of the conflicts."""
-
-    @staticmethod
-    def file(repository: Repository) -> Path:
-        return repository.git_dir / "scaffold" / "update.json"
-
-    @classmethod
-    def read(cls, repository: Repository) -> _Journal | None:
-        try:
-            told: dict[str, Any] = json.loads(cls.file(repository).read_text(encoding="utf-8"))
-            return cls(**{**told, "paths": tuple(told["paths"])})
-        except FileNotFoundError:
-            return None
-        except (ValueError, TypeError, KeyError):  # cut off by a crash of the machine
-            return None
-
-    def write(self, repository: Repository) -> None:
-        file = self.file(repository)
-        file.parent.mkdir(exist_ok=True)
-        fresh = file.with_suffix(".new")
-        with fresh.open("w", encoding="utf-8") as out:
-            json.dump(asdict(self), out)
-            out.flush()
-            os.fsync(out.fileno())
-        fresh.replace(file)
-
-    @classmethod
-    def drop(cls, repository: Repository) -> None:
-        _own_index(repository).unlink(missing_ok=True)
-        cls.file(repository).unlink(missing_ok=True)
-        with contextlib.suppress(OSError):
-            cls.file(repository).parent.rmdir()
 
 
 def require_ready(repository: Repository) -> None:
@@ -171,7 +126,7 @@ def apply(repository: Repository, merged: Merged, planned: Sequence[Change]) -> 
         + "".join(f"{mode} {name} {stage}\t{repository.prefix}{path}\0" for stage, (mode, name) in sides.items())
         for path, sides in merged.conflicts.items()
     )
-    journal = _Journal(
+    journal = Journal(
         state="applying",
         head=head,
         tree=whole,
@@ -205,7 +160,7 @@ def abort(repository: Repository) -> tuple[tuple[str, ...], str | None]:
     Raises:
         UpdateError: There is no update that could be undone.
     """
-    journal = _Journal.read(repository)
+    journal = Journal.read(repository)
     head = repository.git("rev-parse", "HEAD").strip()
     if journal is None or journal.head != head:
         raise UpdateError(
@@ -304,16 +259,12 @@ def _cannot_apply(repository: Repository, error: GitError | OSError) -> UpdateEr
 _READ_TREE = ("-c", "submodule.recurse=false", "read-tree", "-m", "-u")
 
 
-def _own_index(repository: Repository) -> Path:
-    return repository.git_dir / "scaffold" / "index"
-
-
 @contextmanager
 def _prepared_index(repository: Repository) -> Iterator[Mapping[str, str]]:
     """A copy of the index, as the environment of git calls that work on it. What is locked there is only ever ours."""
-    own = _own_index(repository)
+    own = own_index(repository)
     own.parent.mkdir(exist_ok=True)
-    own.with_name("index.lock").unlink(missing_ok=True)
+    own_lock(repository).unlink(missing_ok=True)
     shutil.copyfile(repository.git_dir / "index", own)
     try:
         yield {"GIT_INDEX_FILE": str(own)}
@@ -323,19 +274,19 @@ def _prepared_index(repository: Repository) -> Iterator[Mapping[str, str]]:
             own.parent.rmdir()  # unless the journal is in it
 
 
-def _finish(repository: Repository, journal: _Journal) -> None:
+def _finish(repository: Repository, journal: Journal) -> None:
     """Bring our index, which stands for files that are written already, to the project."""
-    own = _own_index(repository)
+    own = own_index(repository)
     if own.exists():
         replace(journal, state="written").write(repository)
-        own.with_name("index.lock").unlink(missing_ok=True)
+        own_lock(repository).unlink(missing_ok=True)
         if journal.stages:
             repository.git("update-index", "-z", "--index-info", stdin=journal.stages, GIT_INDEX_FILE=str(own))
         own.replace(repository.git_dir / "index")
     replace(journal, state="applied").write(repository)
 
 
-def _undo(repository: Repository, journal: _Journal) -> None:
+def _undo(repository: Repository, journal: Journal) -> None:
     """Files and index of the journal's paths as in its commit."""
     listed = repository.git("ls-tree", "-r", "-z", "--name-only", "--full-tree", journal.head)
     committed = set(listed.split("\0"))
@@ -352,8 +303,8 @@ def _undo(repository: Repository, journal: _Journal) -> None:
         for command, names in ((("reset", "-q"), journal.paths), (("checkout", "-q", "-f"), back)):
             if names:
                 repository.git(*literally, *command, "HEAD", *paths, stdin="\0".join(names), **index)
-        _own_index(repository).replace(repository.git_dir / "index")
-    _Journal.drop(repository)
+        own_index(repository).replace(repository.git_dir / "index")
+    Journal.drop(repository)
 
 
 def _remove(top: Path, path: str) -> None:
@@ -369,7 +320,7 @@ def _remove(top: Path, path: str) -> None:
             break
 
 
-def _keep(repository: Repository, journal: _Journal) -> str | None:
+def _keep(repository: Repository, journal: Journal) -> str | None:
     """What the user wrote into the touched files since, as a commit that nothing else points to."""
     with tempfile.TemporaryDirectory(prefix="scaffold-index-") as scratch:
         environment = {"GIT_INDEX_FILE": str(Path(scratch) / "index")}
@@ -389,17 +340,17 @@ def _keep(repository: Repository, journal: _Journal) -> str | None:
 
 
 def _recover(repository: Repository) -> None:
-    journal = _Journal.read(repository)
+    journal = Journal.read(repository)
     if journal and journal.state == "applied":
         return
     if journal is None or journal.head != repository.git("rev-parse", "HEAD").strip():  # the user went on
-        _Journal.drop(repository)
+        Journal.drop(repository)
         return
     if journal.state != "undoing" and _is_written(repository, journal):
         _finish(repository, journal)
         return
     if not set(journal.paths) & {repository.prefix + path for path in uncommitted(repository)}:
-        _Journal.drop(repository)  # killed before it touched anything
+        Journal.drop(repository)  # killed before it touched anything
         return
     raise UpdateError(
         f"{'The undoing of an' if journal.state == 'undoing' else 'An'} update of {repository.root} was killed while it "
@@ -409,9 +360,9 @@ def _recover(repository: Repository) -> None:
     )
 
 
-def _is_written(repository: Repository, journal: _Journal) -> bool:
+def _is_written(repository: Repository, journal: Journal) -> bool:
     """All files are: git writes an index after the last of them."""
-    own = _own_index(repository)
+    own = own_index(repository)
     if journal.state == "written" or not own.exists():  # then it is the project's already
         return True
     differing = repository.git("diff-index", "--cached", "--name-only", "-z", journal.tree, GIT_INDEX_FILE=str(own))

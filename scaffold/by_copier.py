@@ -43,7 +43,9 @@ def merge(repository: Repository, steps: Sequence[Step], *, trusted: bool) -> Me
             rendering.update(clone, step.new, answers=step.answers, answers_file=step.answers_file)
             stages |= merging.unmerged(clone)
             git.git("add", "-A", "-f", "--", ".", cwd=clone)
-            git.git(*_AUTHOR, "commit", "-q", "--no-verify", "--allow-empty", "-m", "updated", cwd=clone)
+            git.git(
+                *_AUTHOR, "commit", "-q", "--no-verify", "--no-gpg-sign", "--allow-empty", "-m", "updated", cwd=clone
+            )
         for refused in clone.rglob("*.rej"):
             stages.setdefault(refused.relative_to(clone).as_posix(), {})
         tree = merging.take_over(repository, clone, stages)
@@ -73,7 +75,8 @@ def _dropped(repository: Repository, tree: str, steps: Sequence[Step], folder: P
                 trust=True,
                 skip_tasks=True,
             )
-    old = merging.files(repository, merging.write_tree(repository, folder))
+    rendered, _ = merging.write_tree(repository, folder, ours)
+    old = merging.files(repository, rendered)
     return {
         path: {**({"1": old[path]} if path in old else {}), "2": ours[path]}
         for path in sorted(gone)

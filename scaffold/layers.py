@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from scaffold import applying, catalog, fetching, git, merging, patterns, presets, projects, updating
+from scaffold import applying, catalog, checking, fetching, git, journal, merging, patterns, presets, projects, updating
 from scaffold.errors import AnswerError, ProjectError, SourceError
 from scaffold.projects import Project
 from scaffold.rendering import Layer, render_stacks, scratch
@@ -37,6 +37,7 @@ def listed(path: Path) -> tuple[Listed, ...]:
         ScaffoldError: It is no project, or a template cannot be reached or rendered.
     """
     project = projects.find(path)
+    checking.require_same_host(project)
     steps = _standing(project)
     written = _files(project, steps)
     return tuple(
@@ -78,57 +79,61 @@ def add(
     """
     git.require_git()
     project = projects.find(path)
+    checking.require_same_host(project)
     repository = merging.repository(project.root)
-    applying.require_ready(repository)
-    template = fetching.fetch(catalog.find(text))
-    updating.require_scaffold(template)
-    if confirm:
-        confirm(template)
-    chosen = name or projects.layer_name(template.answers_file)
-    if not chosen or chosen == "base":
-        raise ProjectError(
-            f"The template {template.source.name} does not say what its layer is called.",
-            why=f"it would write its answers to {template.answers_file}, which are the base's.",
-            fix="give it a name: --name NAME (or _answers_file: .copier-answers.NAME.yml in its copier.yml)",
+    with journal.alone(repository):
+        applying.require_ready(repository)
+        template = fetching.fetch(catalog.find(text))
+        updating.require_scaffold(template)
+        if confirm:
+            confirm(template)
+        chosen = name or projects.layer_name(template.answers_file)
+        if not chosen or chosen == "base":
+            raise ProjectError(
+                f"The template {template.source.name} does not say what its layer is called.",
+                why=f"it would write its answers to {template.answers_file}, which are the base's.",
+                fix="give it a name: --name NAME (or _answers_file: .copier-answers.NAME.yml in its copier.yml)",
+            )
+        answers_file = f".copier-answers.{chosen}.yml"
+        if projects.layer_name(answers_file) is None:
+            raise ProjectError(
+                f"{chosen!r} is no name for a layer.",
+                why="it becomes part of a file name.",
+                fix="use a-z, 0-9, - and _.",
+            )
+        if chosen in [applied.name for applied in project.layers]:
+            raise ProjectError(
+                f"The project has a layer {chosen} already.",
+                why="a layer lies on a project once.",
+                fix="scaffold update, to bring it to its newest version",
+            )
+        given = [presets.Answers(origin=presets.FLAGS, values=answers)]
+        if preset is not None:
+            given.append(presets.find(preset, template))
+        merged_answers = presets.merged(given)
+        new = Step(name=chosen, old=None, new=template, answers=merged_answers, answers_file=answers_file)
+        steps = [*_standing(project), new]
+        *below, above = _files(project, steps)
+        if answers_file not in above:
+            raise SourceError(
+                f"The template {template.source.name} does not record its answers.",
+                why=f"it writes no {answers_file}, so its layer could never be updated or removed.",
+                fix="tell its author: it needs a file {{ _copier_conf.answers_file }}.jinja",
+            )
+        if not allow_overlap:
+            _require_apart(new, above, below, repository)
+        merged, notes = updating.combine(project, repository, steps, merged_answers)
+        return updating.put(
+            project,
+            repository,
+            merged,
+            before={},
+            after={chosen: template.version},
+            notes=notes,
+            dry_run=dry_run,
+            show=show,
+            in_place=in_place,
         )
-    answers_file = f".copier-answers.{chosen}.yml"
-    if projects.layer_name(answers_file) is None:
-        raise ProjectError(
-            f"{chosen!r} is no name for a layer.", why="it becomes part of a file name.", fix="use a-z, 0-9, - and _."
-        )
-    if chosen in [applied.name for applied in project.layers]:
-        raise ProjectError(
-            f"The project has a layer {chosen} already.",
-            why="a layer lies on a project once.",
-            fix="scaffold update, to bring it to its newest version",
-        )
-    given = [presets.Answers(origin=presets.FLAGS, values=answers)]
-    if preset is not None:
-        given.append(presets.find(preset, template))
-    merged_answers = presets.merged(given)
-    new = Step(name=chosen, old=None, new=template, answers=merged_answers, answers_file=answers_file)
-    steps = [*_standing(project), new]
-    *below, above = _files(project, steps)
-    if answers_file not in above:
-        raise SourceError(
-            f"The template {template.source.name} does not record its answers.",
-            why=f"it writes no {answers_file}, so its layer could never be updated or removed.",
-            fix="tell its author: it needs a file {{ _copier_conf.answers_file }}.jinja",
-        )
-    if not allow_overlap:
-        _require_apart(new, above, below, repository)
-    merged, notes = updating.combine(project, repository, steps, merged_answers)
-    return updating.put(
-        project,
-        repository,
-        merged,
-        before={},
-        after={chosen: template.version},
-        notes=notes,
-        dry_run=dry_run,
-        show=show,
-        in_place=in_place,
-    )
 
 
 def remove(
@@ -146,30 +151,36 @@ def remove(
     """
     git.require_git()
     project = projects.find(path)
+    checking.require_same_host(project)
     repository = merging.repository(project.root)
-    applying.require_ready(repository)
-    names = [applied.name for applied in project.layers]
-    if name == "base" or name not in names:
-        others = [each for each in names if each != "base"]
-        raise ProjectError(
-            "The base is no layer that could be removed." if name == "base" else f"The project has no layer {name!r}.",
-            why="all others lie on it." if name == "base" else f"its layers are: {', '.join(others) or 'none'}.",
-            fix="scaffold layer list",
+    with journal.alone(repository):
+        applying.require_ready(repository)
+        names = [applied.name for applied in project.layers]
+        if name == "base" or name not in names:
+            others = [each for each in names if each != "base"]
+            raise ProjectError(
+                (
+                    "The base is no layer that could be removed."
+                    if name == "base"
+                    else f"The project has no layer {name!r}."
+                ),
+                why="all others lie on it." if name == "base" else f"its layers are: {', '.join(others) or 'none'}.",
+                fix="scaffold layer list",
+            )
+        steps = [replace(step, new=None) if step.name == name else step for step in _standing(project)]
+        merged, notes = updating.combine(project, repository, steps, {})
+        versions = {applied.name: applied.commit for applied in project.layers}
+        return updating.put(
+            project,
+            repository,
+            merged,
+            before=versions,
+            after={each: version for each, version in versions.items() if each != name},
+            notes=notes,
+            dry_run=dry_run,
+            show=show,
+            in_place=in_place,
         )
-    steps = [replace(step, new=None) if step.name == name else step for step in _standing(project)]
-    merged, notes = updating.combine(project, repository, steps, {})
-    versions = {applied.name: applied.commit for applied in project.layers}
-    return updating.put(
-        project,
-        repository,
-        merged,
-        before=versions,
-        after={each: version for each, version in versions.items() if each != name},
-        notes=notes,
-        dry_run=dry_run,
-        show=show,
-        in_place=in_place,
-    )
 
 
 def _standing(project: Project) -> list[Step]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import re
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -144,23 +144,50 @@ def require_writable(repository: Repository) -> None:
         )
 
 
-def write_tree(repository: Repository, folder: Path) -> str:
-    """``folder``'s files as a tree in the repository, as ``git add`` would store them there: line ends and all."""
+def write_tree(repository: Repository, folder: Path, tracked: Collection[str]) -> tuple[str, frozenset[str]]:
+    """``folder``'s files as a tree in the repository, as ``git add`` would store them there: line ends and all.
+
+    Args:
+        tracked: Files that count though git is told to ignore them: the project has them.
+
+    Returns:
+        The tree; and the files that it leaves out, since git ignores them.
+    """
     with tempfile.TemporaryDirectory(prefix="scaffold-index-") as scratch:
         environment = {
             "GIT_DIR": str(repository.git_dir),
             "GIT_WORK_TREE": str(folder),
             "GIT_INDEX_FILE": str(Path(scratch) / "index"),
         }
-        options = ("-c", "core.sparseCheckout=false", "-c", "core.safecrlf=false", "-c", "advice.addEmbeddedRepo=false")
-        # Forced: a file that the template's own .gitignore names is still the template's.
-        git.git(*options, "add", "-A", "-f", "--", ".", cwd=folder, environment=environment)
-        return git.git("write-tree", cwd=folder, environment=environment).strip()
+        options = (
+            "-c", "core.sparseCheckout=false", "-c", "core.safecrlf=false", "-c", "core.splitIndex=false",
+            "-c", "advice.addEmbeddedRepo=false",
+        )  # fmt: skip
+        git.git(*options, "add", "-A", "--", ".", cwd=folder, environment=environment)
+        how = ("ls-files", "-z", "--others", "--ignored", "--exclude-standard")
+        ignored = frozenset(filter(None, git.git(*how, cwd=folder, environment=environment).split("\0")))
+        if forced := sorted(ignored & frozenset(tracked)):
+            paths = ("--pathspec-from-file=-", "--pathspec-file-nul")
+            told = "\0".join(forced)
+            git.git(
+                *options, "--literal-pathspecs", "add", "-f", *paths, cwd=folder, environment=environment, stdin=told
+            )
+        tree = git.git("write-tree", cwd=folder, environment=environment).strip()
+    return tree, ignored - frozenset(forced)
 
 
 def project_tree(repository: Repository) -> str:
     """The project's last commit, as a tree."""
-    return repository.git("rev-parse", f"HEAD:{repository.prefix}" if repository.prefix else "HEAD^{tree}").strip()
+    if not repository.prefix:
+        return repository.git("rev-parse", "HEAD^{tree}").strip()
+    done = git.attempt("rev-parse", "-q", "--verify", f"HEAD:{repository.prefix}", cwd=repository.top)
+    if done.returncode:
+        raise UpdateError(
+            f"{repository.prefix} is not committed yet.",
+            why="an update is merged with what you committed.",
+            fix=f"git add {repository.prefix} && git commit -m 'Before the update'",
+        )
+    return done.stdout.strip()
 
 
 def graft(repository: Repository, tree: str) -> str:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 import shutil
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,7 @@ from scaffold import (
     checking,
     fetching,
     git,
+    journal,
     merging,
     patterns,
     projects,
@@ -103,27 +104,28 @@ def update(
     git.require_git()
     project = projects.find(path)
     repository = merging.repository(project.root)
-    applying.require_ready(repository)
-    merging.require_writable(repository)
-    checking.require_same_host(project)
-    steps = _steps(project, to, answers or {})
-    _check_names(answers or {}, steps)
-    for step in steps:
-        if confirm and step.new and not step.idle:
-            confirm(step.new)
-    before = {step.name: step.applied.commit for step in steps if step.applied}
-    after = {step.name: step.new.version for step in steps if step.new}
-    if all(step.idle for step in steps):
-        return Updated(path=project.root, before=before, after=after, changes=(), dry=dry_run)
-    notes: list[str] = []
-    if any(template.commands for step in steps for template in (step.old, step.new) if template):
-        merged = by_copier.merge(repository, steps, trusted=trust_tasks)
-    else:
-        merged, notes = combine(project, repository, steps, answers or {}, choose)
-    return put(
-        project, repository, merged,
-        before=before, after=after, notes=notes, dry_run=dry_run, show=show, in_place=in_place,
-    )  # fmt: skip
+    with journal.alone(repository):
+        applying.require_ready(repository)
+        merging.require_writable(repository)
+        checking.require_same_host(project)
+        steps = _steps(project, to, answers or {})
+        _check_names(answers or {}, steps)
+        for step in steps:
+            if confirm and step.new and not step.idle:
+                confirm(step.new)
+        before = {step.name: step.applied.commit for step in steps if step.applied}
+        after = {step.name: step.new.version for step in steps if step.new}
+        if all(step.idle for step in steps):
+            return Updated(path=project.root, before=before, after=after, changes=(), dry=dry_run)
+        notes: list[str] = []
+        if any(template.commands for step in steps for template in (step.old, step.new) if template):
+            merged = by_copier.merge(repository, steps, trusted=trust_tasks)
+        else:
+            merged, notes = combine(project, repository, steps, answers or {}, choose)
+        return put(
+            project, repository, merged,
+            before=before, after=after, notes=notes, dry_run=dry_run, show=show, in_place=in_place,
+        )  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -147,7 +149,7 @@ def abort(path: Path) -> Undone:
     start = path.expanduser().resolve()
     root = next((folder for folder in (start, *start.parents) if (folder / settings.ANSWERS_FILE).exists()), start)
     repository = merging.repository(root)  # not the project's answers: they may be in conflict
-    with undisturbed():
+    with journal.alone(repository), undisturbed():
         files, kept = applying.abort(repository)
     return Undone(path=root, files=files, kept=kept)
 
@@ -208,14 +210,16 @@ def combine(
         notes = _new_questions(steps_now, renderings)
         notes += list(dict.fromkeys(note for rendering in renderings for note in rendering.notes))
         tree = merging.project_tree(repository)
-        _leave_generated(steps, repository, tree, old, new)
-        merged = merging.merge(
-            repository,
-            before=merging.write_tree(repository, old),
-            project=tree,
-            after=merging.write_tree(repository, new),
-            labels=labels(steps),
-        )
+        tracked = merging.files(repository, tree)
+        _leave_generated(steps, tracked, old, new)
+        before, _ = merging.write_tree(repository, old, tracked)
+        after, ignored = merging.write_tree(repository, new, tracked)
+        notes += [
+            f"{path} is left alone: git ignores it here, and the template has changed it."
+            for path in sorted(ignored)
+            if not (old / path).is_file() or (old / path).read_bytes() != (new / path).read_bytes()
+        ]
+        merged = merging.merge(repository, before=before, project=tree, after=after, labels=labels(steps))
     return merged, notes
 
 
@@ -405,14 +409,13 @@ def _new_questions(steps: Sequence[Step], renderings: Sequence[rendering.Renderi
     return notes
 
 
-def _leave_generated(steps: Sequence[Step], repository: Repository, tree: str, old: Path, new: Path) -> None:
+def _leave_generated(steps: Sequence[Step], tracked: Collection[str], old: Path, new: Path) -> None:
     """What a program writes, such as a lock file, is the project's own once it is there."""
     globs = [str(glob) for step in steps if step.new for glob in step.new.settings.get("generated") or ()]
     if not globs:
         return
-    there = set(repository.git("ls-tree", "-r", "-z", "--name-only", tree).split("\0"))
     for folder in (old, new):
         for file in [path for path in folder.rglob("*") if path.is_file()]:
             name = file.relative_to(folder).as_posix()
-            if name in there and patterns.matches(name, globs):
+            if name in tracked and patterns.matches(name, globs):
                 file.unlink()

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
 
-from scaffold import catalog, git, projects, settings
+from scaffold import catalog, git, journal, merging, projects, settings
 from scaffold.doctor.findings import Finding, guarded, note, ok, problem
 from scaffold.errors import ProjectError, SourceError
 from scaffold.projects import Project
@@ -87,7 +86,7 @@ def _repository(root: Path) -> Iterator[Finding]:
 def _unfinished(root: Path, git_dir: Path) -> Iterator[Finding]:
     for what in sorted({what for name, what in _UNFINISHED.items() if (git_dir / name).exists()}):
         yield problem(f"a {what} is not finished", f"finish it, or: git {what} --abort")
-    if _was_killed(git_dir):
+    if journal.interrupted(merging.repository(root)):
         yield problem(
             "an update was killed while it wrote files", "scaffold update --abort, then scaffold update again"
         )
@@ -110,15 +109,6 @@ def _unfinished(root: Path, git_dir: Path) -> Iterator[Finding]:
             f"changes that an update could not apply: {_some(rejected)}",
             "apply them by hand, then delete the .rej files.",
         )
-
-
-def _was_killed(git_dir: Path) -> bool:
-    """Whether an update has left its journal half done; see :mod:`scaffold.applying`."""
-    try:
-        told = json.loads((git_dir / "scaffold" / "update.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return False
-    return isinstance(told, dict) and told.get("state") == "applying"
 
 
 def _line_ends(root: Path) -> Iterator[Finding]:

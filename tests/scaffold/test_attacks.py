@@ -389,7 +389,7 @@ class TestARepository:
         assert (made.folder / "a.txt").read_text() == "a\n"
         found = fetching.fetch(catalog.find(f"{folder}@v1.0.0"))
         found.unpack(place / "target/unpacked")
-        assert fetching.newest(catalog.find(str(folder))) == ("v1.0.0",)
+        assert list(fetching.newest(catalog.find(str(folder)))) == ["v1.0.0"]
 
     @pytest.mark.parametrize(
         "content",
