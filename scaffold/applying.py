@@ -74,7 +74,8 @@ def require_ready(repository: Repository) -> None:
         raise UpdateError(
             f"{repository.root} has unresolved conflicts: {_some(files)}.",
             why="an update would get mixed up with them.",
-            fix="resolve them, then: git add -A && git commit. Or undo the last update: scaffold update --abort",
+            fix="resolve them, then: git add -A && git commit"
+            + (". Or undo the last update: scaffold update --abort" if Journal.read(repository) else ""),
         )
 
 
@@ -109,6 +110,22 @@ def difference(repository: Repository, merged: Merged, *, stat: bool) -> str:
     return repository.git("diff-tree", "-r", "--find-renames", *plain, *how, project_tree(repository), merged.tree)
 
 
+def obstacle(repository: Repository, planned: Sequence[Change]) -> UpdateError | None:
+    """Why :func:`apply` would refuse."""
+    try:
+        _require_applicable(repository, planned)
+    except UpdateError as error:
+        return error
+    return None
+
+
+def _require_applicable(repository: Repository, planned: Sequence[Change]) -> list[str]:
+    touched = sorted({name for change in planned for name in (change.path, change.before) if name})
+    _require_untouched(repository, touched)
+    _require_writable(repository, touched)
+    return touched
+
+
 def apply(repository: Repository, merged: Merged, planned: Sequence[Change]) -> None:
     """Bring the work tree and the index to ``merged``; what it does not touch stays, committed or not.
 
@@ -116,9 +133,7 @@ def apply(repository: Repository, merged: Merged, planned: Sequence[Change]) -> 
         UpdateError: It would overwrite what is not committed.
         GitError: A file cannot be written. The project is as it was.
     """
-    touched = sorted({name for change in planned for name in (change.path, change.before) if name})
-    _require_untouched(repository, touched)
-    _require_writable(repository, touched)
+    touched = _require_applicable(repository, planned)
     whole = graft(repository, merged.tree)
     head = repository.git("rev-parse", "HEAD").strip()
     stages = "".join(
@@ -165,8 +180,12 @@ def abort(repository: Repository) -> tuple[tuple[str, ...], str | None]:
     if journal is None or journal.head != head:
         raise UpdateError(
             f"There is no update to undo in {repository.root}.",
-            why="none was made here" if journal is None else "there are commits since the last one.",
-            fix="undo a commit with git: git revert COMMIT",
+            why=(
+                "scaffold made none here since the last commit."
+                if journal is None
+                else "there are commits since the last one."
+            ),
+            fix="undo a commit with git revert, changes that are not committed with git restore.",
         )
     standing = {
         place.relative_to(repository.top).as_posix()

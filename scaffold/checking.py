@@ -103,6 +103,20 @@ def require_same_host(project: Project) -> None:
             )
 
 
+def require_committed(project: Project) -> None:
+    """Raises UpdateError when the answers are not those of the last commit, with which an update is merged."""
+    for applied in project.layers:
+        here = (project.root / applied.answers_file).read_bytes()
+        committed = git.attempt("show", f"HEAD:./{applied.answers_file}", cwd=project.root)
+        text = committed.stdout.encode("utf-8", "surrogateescape")
+        if committed.returncode or _plain(text) != _plain(here):
+            raise UpdateError(
+                f"{applied.answers_file} is not as it was committed.",
+                why="it says what the project was made from, and the next change is merged with the last commit.",
+                fix="commit what was done so far: git add -A && git commit. Or undo it: scaffold update --abort",
+            )
+
+
 def _state(applied: Applied) -> State:
     source = catalog.recorded(applied.src_path)
     commits = fetching.newest(source)
@@ -162,7 +176,7 @@ def _drift(project: Project, restore: bool) -> tuple[tuple[Drift, ...], int]:
                 here = project.root / name
                 if not here.is_file():
                     found.append(Drift(path=name, kind="deleted"))
-                elif _lines(here) != _lines(file):
+                elif _plain(here.read_bytes()) != _plain(file.read_bytes()):
                     found.append(Drift(path=name, kind="changed"))
         if restore:
             _restore(project.root, folder, found)
@@ -214,6 +228,6 @@ def _managed(template: fetching.Template) -> list[str]:
     return [str(glob) for glob in told]
 
 
-def _lines(file: Path) -> bytes:
-    """Its content; line ends are git's and the editor's business."""
-    return file.read_bytes().replace(b"\r\n", b"\n")
+def _plain(content: bytes) -> bytes:
+    """Line ends are git's and the editor's business."""
+    return content.replace(b"\r\n", b"\n")

@@ -176,7 +176,10 @@ def _details(outcome: Outcome) -> str:
         case _:
             pass
     if outcome.drifted:
-        parts.append(f"changed, though the template manages it: {_files(outcome.drifted)}")
+        back = escape(quoted("scaffold", "check", "--restore", str(outcome.path)))
+        parts.append(
+            f"changed, though the template manages it: {_files(outcome.drifted)}; <code>{back}</code> puts it back"
+        )
     return "<br>".join(parts)
 
 

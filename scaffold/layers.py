@@ -83,6 +83,7 @@ def add(
     repository = merging.repository(project.root)
     with journal.alone(repository):
         applying.require_ready(repository)
+        checking.require_committed(project)
         template = fetching.fetch(catalog.find(text))
         updating.require_scaffold(template)
         if confirm:
@@ -155,6 +156,7 @@ def remove(
     repository = merging.repository(project.root)
     with journal.alone(repository):
         applying.require_ready(repository)
+        checking.require_committed(project)
         names = [applied.name for applied in project.layers]
         if name == "base" or name not in names:
             others = [each for each in names if each != "base"]

@@ -117,6 +117,7 @@ def update(
         after = {step.name: step.new.version for step in steps if step.new}
         if all(step.idle for step in steps):
             return Updated(path=project.root, before=before, after=after, changes=(), dry=dry_run)
+        checking.require_committed(project)
         notes: list[str] = []
         if any(template.commands for step in steps for template in (step.old, step.new) if template):
             merged = by_copier.merge(repository, steps, trusted=trust_tasks)
@@ -169,6 +170,8 @@ def put(
     """Apply what was merged, or say what applying it would do."""
     planned = applying.changes(repository, merged)
     difference = applying.difference(repository, merged, stat=show == "stat") if show else ""
+    if planned and dry_run and (obstacle := applying.obstacle(repository, planned)):
+        notes = [*notes, f"as things stand it would be refused: {obstacle.what} {obstacle.why}"]
     if planned and not dry_run:
         with undisturbed():
             applying.apply(repository, merged, planned)

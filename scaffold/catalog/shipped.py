@@ -56,7 +56,16 @@ def recorded(src_path: str) -> Source:
     """
     if is_built_in(src_path):
         return built_in(BUILT_IN[0], url=src_path)
-    source = at(src_path)
+    try:
+        source = at(src_path)
+    except SourceError as error:
+        if "There is no template at" not in error.what:
+            raise
+        raise SourceError(
+            error.what,
+            why="the project was made from it, and there it is no more.",
+            fix="if it moved, write its new place as _src_path into the answers file, and commit that.",
+        ) from None
     if source.url != src_path and not src_path.startswith("~") and Path(source.url).is_absolute():
         raise SourceError(
             f"{src_path} is a relative path, and no place to get a template from.",

@@ -267,7 +267,7 @@ def _local(text: str) -> Source:
             fix=f"git -C {place} init && git -C {place} add -A && git -C {place} commit -m template",
         )
     # A home folder is written as ~, so that the project works for another user too; anything else in full.
-    absolute = place if place.startswith("~") else str(path.absolute())
+    absolute = place if place.startswith("~") else os.path.abspath(path)  # noqa: PTH100 - links stay as they were typed
     return Source(name=place, url=absolute, reference=reference_in(reference), protocols="https:ssh:file")
 
 

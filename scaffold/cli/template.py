@@ -175,9 +175,7 @@ def _show(fetched: Template, description: Description, typed: str) -> None:
     typer.echo("\nQuestions" if description.questions else "\nIt asks nothing.")
     console.rows((question.name, _asked(question)) for question in description.questions)
     if description.needs_trust:
-        typer.echo(
-            f"\nIt has {', '.join(description.needs_trust)}. scaffold runs none; plain Copier would with --trust."
-        )
+        typer.echo(f"\nIt has {', '.join(description.needs_trust)}, which run commands: it needs --trust.")
     command = "scaffold layer add" if description.layer else "scaffold new PATH --template"
     typer.echo(f"\nUse it: {command} {console.quoted(typed)}")
 

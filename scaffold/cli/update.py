@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -94,12 +94,7 @@ def show(updated: Updated) -> None:
         versions = ", ".join(v if name == "base" else f"{name} {v}" for name, v in updated.after.items())
         typer.echo(f"{updated.path} is at template {versions}: nothing to do.")
     else:
-        steps = [
-            f"{'template' if name == 'base' else name} from {updated.before.get(name, 'nothing')} to {version}"
-            for name, version in updated.after.items()
-            if updated.before.get(name) != version
-        ]
-        what = "; ".join(steps) or "the answers are new"
+        what = "; ".join(_steps(updated)) or "the answers are new"
         typer.echo(f"{'Would update' if updated.dry else 'Updated'} {updated.path}: {what}.")
         for change in updated.changes:
             renamed = f" (was {change.before})" if change.before else ""
@@ -110,10 +105,23 @@ def show(updated: Updated) -> None:
     if updated.dry or not updated.changes:
         return
     if updated.conflicts:
-        typer.echo("Resolve the conflicts (look for <<<<<<<), then: git add -A && git commit")
+        typer.echo("Resolve the conflicts, then: git add -A && git commit")
+        typer.echo("  in a file, between <<<<<<< and >>>>>>>; modify/delete: git add it to keep it, or git rm it")
     else:
         typer.echo("Look at it with git diff HEAD, then: git add -A && git commit")
     typer.echo("To undo it all: scaffold update --abort")
+
+
+def _steps(updated: Updated) -> Iterator[str]:
+    """What happens to each layer."""
+    for name, version in updated.after.items():
+        layer = "template" if name == "base" else f"layer {name}"
+        before = updated.before.get(name)
+        if before is None:
+            yield f"{layer} {version} is new"
+        elif before != version:
+            yield f"{layer} from {before} to {version}"
+    yield from (f"layer {name} goes" for name in updated.before if name not in updated.after)
 
 
 def _abort(path: Path, as_json: bool) -> None:

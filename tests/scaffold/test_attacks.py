@@ -337,11 +337,10 @@ class TestSettingsOfATemplate:
         text = config if config.startswith(("name", "!", "---")) else f"name: world\n{config}\n"
         try:
             made = render(template({"x.txt.jinja": "{{ name }}"}, config=text), place)
-        except ScaffoldError as error:
-            assert "Traceback" not in str(error)
-        else:
-            assert not [path for path in made.folder.rglob("*") if path.is_file() and "root:x" in path.read_text()]
-            assert all(path.resolve().is_relative_to(place / "target") for path in made.folder.rglob("*"))
+        except ScaffoldError:
+            return
+        assert not [path for path in made.folder.rglob("*") if path.is_file() and "root:x" in path.read_text()]
+        assert all(path.resolve().is_relative_to(place / "target") for path in made.folder.rglob("*"))
 
 
 class TestARepository:
@@ -430,7 +429,7 @@ class TestARepository:
     def test_whose_server_sends_rubbish_is_refused(self, place, answer):
         with (
             Rubbish(answer) as port,
-            pytest.raises(ScaffoldError, match="git could not get the template|has no version"),
+            pytest.raises(ScaffoldError, match=r"git could not get the template|has no version"),
         ):
             render(f"http://127.0.0.1:{port}/x.git", place)
 
@@ -515,29 +514,31 @@ class TestEachCommand:
         assert machine.git("status", "--porcelain", "--ignored", cwd=project) == ""
         assert not (project / ".git/scaffold").exists()
 
-    @pytest.mark.parametrize(
-        "text", ["-x", "--name=x", "../../x", "acme/../..", "a\x00b", "", "base", "x" * 300, "\x1b[2J"], ids=ascii
-    )
-    def test_layer_add_takes_no_name_that_is_a_path(self, template, project, text, machine):
+    def test_layer_add_takes_no_name_that_is_a_path(self, template, project, machine):
         folder = template(config="_answers_file: .copier-answers.acme.yml\n", folder="layer")
-        with pytest.raises(ScaffoldError):
-            layers.add(project, str(folder), name=text or "base", answers={}, allow_overlap=True)
+        for name in ("-x", "--name=x", "../../x", "acme/../..", "a\x00b", "base", "x" * 300, "\x1b[2J"):
+            with pytest.raises(ScaffoldError):
+                layers.add(project, str(folder), name=name, answers={}, allow_overlap=True)
         assert machine.git("status", "--porcelain", cwd=project) == ""
 
-    @pytest.mark.parametrize(
-        "address",
-        ["ext::sh -c touch% pwned", "--upload-pack=touch pwned", "-x", "file:///etc", "fd::3", "", "\x00"],
-        ids=ascii,
-    )
-    def test_layer_add_takes_no_address_that_runs(self, project, address):
-        with pytest.raises(ScaffoldError):
-            layers.add(project, address, answers={})
+    def test_layer_add_takes_no_address_that_runs(self, project):
+        for address in (
+            "ext::sh -c touch% pwned",
+            "--upload-pack=touch pwned",
+            "-x",
+            "file:///etc",
+            "fd::3",
+            "",
+            "\x00",
+        ):
+            with pytest.raises(ScaffoldError):
+                layers.add(project, address, answers={})
 
 
 _TOKENS = st.sampled_from(
-    ["..", ".", "\\", "~", ".git", "git~1", "{{ name }}", "{{ '../' }}", "{{ '/' }}", "{{ '..' }}", "\u200c", "\u202e", "nul", "con",
-     " ", "a", "b", "A", ":", "é", "e\u0301", "{% if true %}x{% endif %}", "{{ '' }}", "%2e", "\n", ".jinja", "-rf", "$", "*", "{{", "HEAD",
-     "objects", "refs", "{{ _copier_conf.dst_path }}", "{{ '.' ~ 'git' }}", "x" * 200]
+    ["..", ".", "\\", "~", ".git", "git~1", "{{ name }}", "{{ _copier_conf.sep }}", "{{ '..' ~ _copier_conf.sep }}", "{{ '..' }}",
+     "\u200c", "\u202e", "nul", "con", " ", "a", "b", "A", ":", "é", "e\u0301", "{% if true %}x{% endif %}", "{{ '' }}", "%2e", "\n",
+     ".jinja", "-rf", "$", "*", "HEAD", "objects", "refs", "{{ _copier_conf.dst_path }}", "{{ '.' ~ 'git' }}", "x" * 200]
 )  # fmt: skip
 _COMPONENT = (
     st.lists(_TOKENS, min_size=1, max_size=3)
@@ -559,13 +560,13 @@ _TEXT = st.sampled_from(
     ]
 )
 _TARGET = st.sampled_from(
-    ["a.txt", "..", "/", "../secret.yml", ".git", "{{ name }}", "", "./.", "a.txt/..", "/proc/self/fd/1", "\\\\x"]
+    ["a.txt", "..", "/", "../secret.yml", ".git", "{{ name }}", "./.", "a.txt/..", "/proc/self/fd/1", "\\\\x"]
 )
 _ANSWER = st.one_of(st.sampled_from([*PATHS, ".git", "git~1", "{{ name }}"]), st.text(max_size=8))
 
 
 class TestAnyTemplate:
-    @settings(max_examples=15, deadline=None, suppress_health_check=list(HealthCheck))
+    @settings(max_examples=25, deadline=None, suppress_health_check=list(HealthCheck))
     @given(
         files=st.dictionaries(_PATH, _TEXT, max_size=4),
         links=st.dictionaries(_PATH, _TARGET, max_size=2),

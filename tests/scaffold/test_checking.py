@@ -208,8 +208,7 @@ class TestAnnotations:
         done = run("check", "--drift", "--format=github", cwd=found)
         assert done.returncode == 2
         assert done.stdout.splitlines() == [
-            f"::warning file=.copier-answers.yml,title=template-behind::{template} v1.0.0 is 1 release behind v1.1.0. "
-            "Run: scaffold update",
+            f"::warning file=.copier-answers.yml,title=template-behind::{template} v1.0.0 is 1 release behind v1.1.0. Run: scaffold update",
             "::error file=README.md,title=template-conflict::A conflict waits to be resolved here.",
             "::error file=ruff.toml,title=template-drift::The template manages ruff.toml, and it was changed here.",
             "3 findings",

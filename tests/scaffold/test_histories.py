@@ -185,15 +185,12 @@ class TestADirtyTree:
             ("a.txt", "staged"),
             ("a.txt", "deleted"),
             ("n/e w", "unknown"),
-            ("n/e w", "ignored"),
-            ("n", "ignored"),
             ("n", "unknown"),
-            ("n/e w/inner", "ignored"),
             ("a.txt", "unseen"),
         ],
     )
     def test_is_refused_by_name_where_it_does(self, machine, made, path, kind):
-        """And nothing is changed. Ignored files are the user's as well; so is what git was told not to look at."""
+        """And nothing is changed. What git was told not to look at is the user's as well."""
         place = made.project / path
         place.parent.mkdir(exist_ok=True, parents=True)
         if kind == "unseen":
@@ -203,14 +200,24 @@ class TestADirtyTree:
             place.write_text("of the user\n")
         if kind == "staged":
             machine.git("add", path, cwd=made.project)
-        if kind == "ignored":
-            (made.project / ".git/info/exclude").write_text("n*\n")
         before = state(made.project)
         with pytest.raises(UpdateError) as refused:
             updating.update(made.project)
         assert path in refused.value.what
         assert state(made.project) == before
         assert not (made.project / ".git/scaffold").exists()
+
+    @pytest.mark.parametrize("path", ["n/e w", "n", "n/e w/inner"])
+    def test_is_left_alone_where_git_ignores_it(self, made, path):
+        """And so is the place where the template wants a file that git ignores here: nobody would see what became of it."""
+        place = made.project / path
+        place.parent.mkdir(exist_ok=True, parents=True)
+        place.write_text("of the user\n")
+        (made.project / ".git/info/exclude").write_text("n*\n")
+        updated = updating.update(made.project)
+        assert place.read_text() == "of the user\n"
+        assert "a.txt" in {change.path for change in updated.changes}
+        assert any("n/e w is left alone" in note for note in updated.notes)
 
 
 class TestAnAbort:

@@ -41,17 +41,23 @@ def prepared(machine, tmp_path_factory):
         release(machine, folder / name, "v1.0.0")
     done = machine.scaffold("new", "p", f"--template={folder / 'base'}", "--yes", cwd=folder)
     assert done.returncode == 0, done.stderr
+    shutil.copytree(folder / "p", folder / "layered")
+    for name in ("acme", "ci"):
+        done = machine.scaffold("layer", "add", str(folder / name), "--yes", cwd=folder / "layered")
+        assert done.returncode == 0, done.stderr
+        commit(machine, folder / "layered")
     return folder
 
 
 @pytest.fixture
 def place(prepared, machine, tmp_path):
     """One test's own copies of all of them."""
-    for name in ("base", "acme", "ci", "p"):
+    for name in ("base", "acme", "ci", "p", "layered"):
         shutil.copytree(prepared / name, tmp_path / name)
-    answers = tmp_path / "p/.copier-answers.yml"
-    answers.write_text(answers.read_text().replace(str(prepared), str(tmp_path)))
-    commit(machine, tmp_path / "p")
+    for name in ("p", "layered"):
+        for answers in (tmp_path / name).glob(".copier-answers*.yml"):
+            answers.write_text(answers.read_text().replace(str(prepared), str(tmp_path)))
+        commit(machine, tmp_path / name)
     return tmp_path
 
 
@@ -74,16 +80,9 @@ def run(in_process, monkeypatch, capfd):
 
 
 @pytest.fixture
-def layered(place, project, machine, run):
+def layered(place):
     """The project with both layers, committed."""
-    run("layer", "add", place / "acme", cwd=project)
-    run(
-        "layer", "add", place / "ci", cwd=project, code=1
-    )  # what is not committed yet is in the way of nothing but itself
-    commit(machine, project)
-    run("layer", "add", place / "ci", cwd=project)
-    commit(machine, project)
-    return project
+    return place / "layered"
 
 
 def write(folder, files):

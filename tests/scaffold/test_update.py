@@ -194,14 +194,15 @@ class TestAWorkTreeWithOpenWork:
         assert "not committed: new.md, pyproject.toml" in done.stderr
         assert fresh_machine.git("status", "--porcelain", cwd=project) == before
 
-    def test_a_file_that_git_ignores_is_not_overwritten(self, fresh_machine, project, released):
+    def test_a_file_that_git_ignores_is_left_alone(self, fresh_machine, project, released):
         with (project / ".git/info/exclude").open("a") as file:
             file.write("new.md\n")
         (project / "new.md").write_text("mine, and ignored\n")
         done = fresh_machine.scaffold("update", cwd=project)
-        assert done.returncode == 1
-        assert "not committed: new.md" in done.stderr
+        assert done.returncode == 0, done.stderr
+        assert "new.md is left alone" in done.stderr
         assert (project / "new.md").read_text() == "mine, and ignored\n"
+        assert "# changed by template 0.2.0" in (project / "pyproject.toml").read_text()
 
 
 class TestUpdateFromAFolderInTheProject:
