@@ -270,7 +270,8 @@ def _mirror(source: Source, place: Path) -> Path:
     if there:
         with _alone(mirror):
             fetched = attempt(
-                "fetch", "-q", "--no-tags", "--prune", "--", url, "+refs/heads/*:refs/heads/*", "+refs/tags/*:refs/tags/*",
+                "fetch", "-q", "--no-tags", "--prune", "--", url,
+                "+HEAD:refs/scaffold/HEAD", "+refs/heads/*:refs/heads/*", "+refs/tags/*:refs/tags/*",
                 cwd=mirror, environment=environment, seconds=NETWORK_SECONDS,
             )  # fmt: skip
             if fetched.returncode:
@@ -295,6 +296,9 @@ def _mirror(source: Source, place: Path) -> Path:
         if cloned.returncode:
             raise _unreachable(source, cloned)
         attempt("remote", "remove", "origin", cwd=fresh)  # nothing is fetched there by name
+        # Its HEAD is a commit, not a branch: upstream, another branch may become the default one.
+        git("update-ref", "refs/scaffold/HEAD", "HEAD", cwd=fresh)
+        git("symbolic-ref", "HEAD", "refs/scaffold/HEAD", cwd=fresh)
         _require_unmoved(source, fresh)
         try:
             fresh.rename(mirror)

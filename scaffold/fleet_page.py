@@ -26,14 +26,14 @@ p.when, .place, .counts span { color: var(--faint); }
 .counts { display: grid; grid-template-columns: repeat(auto-fill, minmax(13rem, 1fr)); gap: .6rem; margin: 0 0 1.2rem;
   padding: 0; list-style: none; }
 .counts li { border: 1px solid var(--line); border-left: .4rem solid var(--status); border-radius: .5rem; padding: .5rem .9rem; }
-.counts b { font-size: 1.3rem; display: block; line-height: 1.3; }
+.counts b { font-size: 1.25rem; display: block; line-height: 1.3; }
 .counts span { display: block; font-size: .85rem; line-height: 1.35; }
 .bar { display: flex; gap: 2px; height: .7rem; border-radius: .35rem; overflow: hidden; margin: 0 0 1.4rem; }
 .bar span, .status { background: var(--status); }
 table { border-collapse: collapse; width: 100%; }
 th, td { text-align: left; vertical-align: top; padding: .45rem .7rem; border-bottom: 1px solid var(--line); }
 th { position: sticky; top: 0; background: Canvas; }
-td { overflow-wrap: anywhere; }
+td { overflow-wrap: anywhere; min-width: 8rem; }
 td.status-of, td.versions, td.versions code { white-space: nowrap; overflow-wrap: normal; }
 tbody tr:hover { background: var(--soft); }
 .status { border-radius: .4rem; color: #fff; padding: .05rem .5rem; }
@@ -133,7 +133,7 @@ def _cards(outcomes: Sequence[Outcome], counted: Mapping[Status, int]) -> str:
         for status, count in counted.items()
     ]
     if also := fleet.also_drifted(outcomes):
-        cards.append(f'<li class="drifted"><b>{also} drifted as well</b><span>{escape(MEANING["drifted"])}</span></li>')
+        cards.append(f'<li class="drifted"><b>{also} also drifted</b><span>{escape(MEANING["drifted"])}</span></li>')
     return "".join(cards)
 
 
@@ -168,7 +168,7 @@ def _details(outcome: Outcome) -> str:
         case "conflicts":
             parts.append(f"resolve {_files(outcome.conflicts)}, then <code>git add -A &amp;&amp; git commit</code>")
         case "updated":
-            parts.append(_folded("look at it, then commit", outcome.changed))
+            parts.append(_folded("look at it with <code>git diff HEAD</code>, then commit", outcome.changed))
         case "behind":
             parts.append(
                 _folded(f"<code>{escape(quoted('scaffold', 'update', str(outcome.path)))}</code>", outcome.changed)
@@ -180,7 +180,7 @@ def _details(outcome: Outcome) -> str:
         parts.append(
             f"changed, though the template manages it: {_files(outcome.drifted)}; <code>{back}</code> puts it back"
         )
-    return "<br>".join(parts)
+    return "".join(f"<div>{part}</div>" for part in parts)
 
 
 def _folded(text: str, names: Sequence[str]) -> str:

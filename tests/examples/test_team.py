@@ -179,7 +179,7 @@ class Rows(HTMLParser):
 class TestThePage:
     def test_tells_who_merged_clean_who_waits_and_who_drifted(self, walked: Walked, browser: Browser) -> None:
         page = Rows(browser(walked.folder / "platform" / "fleet.html", "--dump-dom").decode())
-        cards = ["1 current", "41 updated", "7 conflicts", "1 failed", "6 drifted as well"]
+        cards = ["1 current", "41 updated", "7 conflicts", "1 failed", "6 also drifted"]
         assert page.cards == cards
         rows = [row for row in page.rows if row]
         assert Counter(row[1] for row in rows) == {
