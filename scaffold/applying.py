@@ -18,19 +18,12 @@ from pathlib import Path
 from typing import Literal
 
 from scaffold import git
-from scaffold.errors import GitError, UpdateError
+from scaffold.errors import GitError, UpdateError, some
 from scaffold.journal import Journal, own_index, own_lock
 from scaffold.merging import NOBODY, Merged, Repository, graft, project_tree
 
 Kind = Literal["added", "changed", "deleted", "renamed", "conflict"]
 
-_UNDER_WAY = {
-    "MERGE_HEAD": ("a merge", "git merge --continue, or git merge --abort"),
-    "rebase-merge": ("a rebase", "git rebase --continue, or git rebase --abort"),
-    "rebase-apply": ("a rebase or git am", "git rebase --continue, or git rebase --abort"),
-    "CHERRY_PICK_HEAD": ("a cherry-pick", "git cherry-pick --continue, or git cherry-pick --abort"),
-    "REVERT_HEAD": ("a revert", "git revert --continue, or git revert --abort"),
-}
 KEPT = "refs/scaffold/aborted"
 """Where what the user wrote between an update and its --abort is kept."""
 
@@ -58,7 +51,7 @@ def require_ready(repository: Repository) -> None:
         UpdateError: Something else is under way in the repository, or an update that was killed in its middle.
     """
     _recover(repository)
-    for name, (what, fix) in _UNDER_WAY.items():
+    for name, (what, fix) in git.UNDER_WAY.items():
         if (repository.git_dir / name).exists():
             raise UpdateError(
                 f"{repository.root} is in the middle of {what}.", why="an update would get mixed up with it.", fix=fix
@@ -72,7 +65,7 @@ def require_ready(repository: Repository) -> None:
     unmerged = repository.git("ls-files", "-u", "-z", "--", ".")
     if files := sorted({entry.partition("\t")[2] for entry in unmerged.split("\0") if entry}):
         raise UpdateError(
-            f"{repository.root} has unresolved conflicts: {_some(files)}.",
+            f"{repository.root} has unresolved conflicts: {some(files)}.",
             why="an update would get mixed up with them.",
             fix="resolve them, then: git add -A && git commit"
             + (". Or undo the last update: scaffold update --abort" if Journal.read(repository) else ""),
@@ -194,7 +187,7 @@ def abort(repository: Repository) -> tuple[tuple[str, ...], str | None]:
     }
     if strange := sorted(standing - set(journal.paths)):
         raise UpdateError(
-            f"Undoing the update would overwrite {_some(strange)}.",
+            f"Undoing the update would overwrite {some(strange)}.",
             why="that is new since the update, and stands where a file or folder was before it.",
             fix="move it away, then: scaffold update --abort",
         )
@@ -224,7 +217,7 @@ def _require_untouched(repository: Repository, touched: Iterable[str]) -> None:
     blocked = sorted((paths & dirty) | strange)
     if blocked:
         raise UpdateError(
-            f"The update would change what is not committed: {_some(blocked)}.",
+            f"The update would change what is not committed: {some(blocked)}.",
             why="your changes could not be told from it, or be got back.",
             fix="git add -A && git commit -m 'Before the update' (or git stash -u, or move the file away)",
         )
@@ -386,7 +379,3 @@ def _is_written(repository: Repository, journal: Journal) -> bool:
         return True
     differing = repository.git("diff-index", "--cached", "--name-only", "-z", journal.tree, GIT_INDEX_FILE=str(own))
     return not set(journal.paths) & set(differing.split("\0"))
-
-
-def _some(names: Sequence[str]) -> str:
-    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from scaffold import catalog, fetching, git, patterns, projects, trust
+from scaffold import catalog, fetching, git, patterns, placing, projects, trust
 from scaffold.errors import SourceError, UpdateError
 from scaffold.projects import Applied, Project
 
@@ -198,10 +198,8 @@ def _restore(root: Path, rendered: Path, found: Sequence[Drift]) -> None:
             raise _not_committed(each.path)
     for each in found:
         target = root / each.path
-        target.parent.mkdir(parents=True, exist_ok=True)
-        fresh = target.with_name(f".{target.name}.scaffold")
-        shutil.copy2(rendered / each.path, fresh)
-        fresh.replace(target)
+        placing.write(target, (rendered / each.path).read_bytes())
+        shutil.copymode(rendered / each.path, target)
 
 
 def _not_committed(path: str) -> UpdateError:

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import errno
 import shlex
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from difflib import get_close_matches
 from pathlib import Path
 
@@ -75,6 +75,11 @@ def nearest(word: str, words: Iterable[str]) -> str | None:
     """The word that was probably meant, if any is close."""
     matches = get_close_matches(word, list(words), n=1, cutoff=0.5)
     return matches[0] if matches else None
+
+
+def some(names: Sequence[str], most: int = 3) -> str:
+    """``a, b, c and 4 more``."""
+    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
 
 
 QUESTIONS_WITH_A_FLAG = ("package_name", "description", "author_name", "ci")

@@ -6,7 +6,6 @@ A mirror never forgets a release that it has seen: a tag that moved upstream is 
 from __future__ import annotations
 
 import errno
-import fcntl
 import re
 import shlex
 import shutil
@@ -27,6 +26,7 @@ from scaffold import bundle, settings
 from scaffold.catalog import Source
 from scaffold.errors import ScaffoldError, SourceError, cannot_write, nearest
 from scaffold.git import NETWORK_SECONDS, attempt, git, require_git
+from scaffold.locking import alone
 from scaffold.projects import Applied
 
 _MOST_NODES = 100_000
@@ -268,7 +268,7 @@ def _mirror(source: Source, place: Path) -> Path:
     if there and bundled:
         return mirror
     if there:
-        with _alone(mirror):
+        with alone(mirror, patience=NETWORK_SECONDS):
             fetched = attempt(
                 "fetch", "-q", "--no-tags", "--prune", "--", url,
                 "+HEAD:refs/scaffold/HEAD", "+refs/heads/*:refs/heads/*", "+refs/tags/*:refs/tags/*",
@@ -307,14 +307,6 @@ def _mirror(source: Source, place: Path) -> Path:
                 shutil.rmtree(mirror, ignore_errors=True)
                 fresh.rename(mirror)
     return mirror
-
-
-@contextmanager
-def _alone(mirror: Path) -> Iterator[None]:
-    """One process at a time: git locks each ref, and gives up at once where another git has locked it."""
-    with (mirror / "scaffold.lock").open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield
 
 
 def _require_unmoved(source: Source, mirror: Path) -> None:

@@ -8,7 +8,7 @@ from datetime import datetime, timezone
 from html import escape
 from pathlib import Path
 
-from scaffold import __version__, fleet
+from scaffold import __version__, fleet, placing
 from scaffold.console import quoted
 from scaffold.errors import DestinationError
 from scaffold.fleet import MEANING, Outcome, Status
@@ -99,13 +99,8 @@ def write(file: Path, outcomes: Sequence[Outcome], *, command: str) -> None:
     Raises:
         DestinationError: It cannot be written there.
     """
-    fresh = file.with_name(f".{file.name}.{os.getpid()}")
     try:
-        try:
-            fresh.write_text(page(outcomes, command=command), encoding="utf-8")
-            fresh.replace(file)
-        finally:
-            fresh.unlink(missing_ok=True)
+        placing.write(file, page(outcomes, command=command).encode())
     except OSError as error:
         raise _cannot_write(file, error.strerror or str(error)) from None
 

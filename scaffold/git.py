@@ -23,6 +23,15 @@ def require_git() -> None:
         )
 
 
+UNDER_WAY = {
+    "MERGE_HEAD": ("a merge", "git merge --continue, or git merge --abort"),
+    "rebase-merge": ("a rebase", "git rebase --continue, or git rebase --abort"),
+    "rebase-apply": ("a rebase or git am", "git rebase --continue, or git rebase --abort"),
+    "CHERRY_PICK_HEAD": ("a cherry-pick", "git cherry-pick --continue, or git cherry-pick --abort"),
+    "REVERT_HEAD": ("a revert", "git revert --continue, or git revert --abort"),
+}
+"""What git leaves in its folder while something is unfinished: its name, and what to do about it."""
+
 NETWORK_SECONDS = 300.0
 """How long getting a template may take."""
 

@@ -5,10 +5,8 @@ that the next call can finish it, or undo it. And whose turn it is: two updates 
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import json
 import os
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -16,6 +14,7 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any, Literal
 
+from scaffold import locking
 from scaffold.errors import UpdateError
 from scaffold.merging import Repository
 
@@ -93,24 +92,18 @@ def alone(repository: Repository) -> Iterator[None]:
     Raises:
         UpdateError: Another one has been at it for minutes.
     """
-    folder = os.open(repository.git_dir, os.O_RDONLY)  # the folder itself: no file is left behind
-    try:
-        until = time.monotonic() + PATIENCE
-        while True:
-            try:
-                fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError:
-                if time.monotonic() > until:
-                    raise UpdateError(
-                        f"Another scaffold is at work in {repository.top}.",
-                        why=f"it has been for {PATIENCE:.0f} s, and two would undo each other's work.",
-                        fix="wait until it is done, or see what it is: ps aux | grep scaffold",
-                    ) from None
-                time.sleep(0.02)
+    with contextlib.ExitStack() as held:
+        try:
+            held.enter_context(
+                locking.alone(repository.git_dir, patience=PATIENCE)
+            )  # the folder: no file is left behind
+        except TimeoutError:
+            raise UpdateError(
+                f"Another scaffold is at work in {repository.top}.",
+                why=f"it has been for {PATIENCE:.0f} s, and two would undo each other's work.",
+                fix="wait until it is done, or see what it is: ps aux | grep scaffold",
+            ) from None
         yield
-    finally:
-        os.close(folder)
 
 
 def _file(repository: Repository) -> Path:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from scaffold import applying, catalog, checking, fetching, git, journal, merging, patterns, presets, projects, updating
-from scaffold.errors import AnswerError, ProjectError, SourceError
+from scaffold.errors import AnswerError, ProjectError, SourceError, some
 from scaffold.projects import Project
 from scaffold.rendering import Layer, render_stacks, scratch
 from scaffold.steps import Step
@@ -236,9 +236,8 @@ def _require_apart(
     allowed = [str(glob) for glob in told] if isinstance(told, list) else []
     both = [file for file in files if file in theirs | committed and not patterns.matches(file, allowed)]
     if both:
-        some = ", ".join(both[:3]) + (f" and {len(both) - 3} more" if len(both) > 3 else "")
         raise ProjectError(
-            f"The layer {new.name} would write over {some}.",
+            f"The layer {new.name} would write over {some(both)}.",
             why="two templates that write one file undo each other's work at every update.",
             fix="--allow-overlap, if that is meant. Better: the layer writes files of its own (configs/, docs/, "
             f".github/workflows/{new.name}.yml).",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -9,7 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from scaffold import git
-from scaffold.errors import DestinationError
+from scaffold.errors import DestinationError, some
 from scaffold.interrupts import undisturbed
 
 
@@ -27,9 +28,8 @@ def destination(path: Path) -> Path:
             fix=f"choose another name, for example {path}-project",
         )
     if target.is_dir() and (names := sorted(entry.name for entry in target.iterdir())):
-        some = ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
         raise DestinationError(
-            f"{path} is not empty: it holds {some}.",
+            f"{path} is not empty: it holds {some(names)}.",
             why="the template's files would mix with yours, and scaffold never deletes.",
             fix=f"choose a new folder, for example {path / 'project' if path.name in ('', '.', '..') else f'{path}-2'}",
         )
@@ -118,3 +118,14 @@ def listing(folder: Path) -> tuple[str, ...]:
     """Files and links below ``folder``, relative to it, sorted."""
     paths = (path for path in folder.rglob("*") if path.is_symlink() or not path.is_dir())
     return tuple(sorted(path.relative_to(folder).as_posix() for path in paths))
+
+
+def write(path: Path, content: bytes) -> None:
+    """Replace a file in one step; its folder is made."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    fresh = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        fresh.write_bytes(content)
+        fresh.replace(path)
+    finally:
+        fresh.unlink(missing_ok=True)

@@ -8,20 +8,11 @@ from pathlib import Path
 
 from scaffold import settings
 from scaffold.authoring import changelog
-from scaffold.errors import GitError, TemplateError
-from scaffold.git import attempt, git
+from scaffold.errors import GitError, TemplateError, some
+from scaffold.git import UNDER_WAY, attempt, git
 from scaffold.interrupts import undisturbed
 
 _CONFIGS = ("copier.yml", "copier.yaml")
-
-# What git leaves in its folder while something is unfinished.
-_UNFINISHED = {
-    "MERGE_HEAD": ("a merge", "git merge --continue, or git merge --abort"),
-    "rebase-merge": ("a rebase", "git rebase --continue, or git rebase --abort"),
-    "rebase-apply": ("a rebase", "git rebase --continue, or git rebase --abort"),
-    "CHERRY_PICK_HEAD": ("a cherry-pick", "git cherry-pick --continue, or git cherry-pick --abort"),
-    "REVERT_HEAD": ("a revert", "git revert --continue, or git revert --abort"),
-}
 
 # The remote is the author's own choice, so whatever git can read from it will do.
 _ANY_PROTOCOL = "https:ssh:file:http:git"
@@ -81,7 +72,7 @@ def branch(root: Path) -> str:
     Raises:
         GitError: It isn't.
     """
-    for file, (what, fix) in _UNFINISHED.items():
+    for file, (what, fix) in UNDER_WAY.items():
         if Path(root, git("rev-parse", "--git-path", file, cwd=root).strip("\n")).exists():
             raise GitError(
                 f"{what.capitalize()} is in progress.", why="a release is made of what is committed.", fix=fix
@@ -102,9 +93,8 @@ def branch(root: Path) -> str:
         )
     changed = [line[3:] for line in git("status", "--porcelain", "-z", "--no-renames", cwd=root).split("\0") if line]
     if changed:
-        some = ", ".join(changed[:3]) + (f" and {len(changed) - 3} more" if len(changed) > 3 else "")
         raise GitError(
-            f"Not committed: {some}.",
+            f"Not committed: {some(changed)}.",
             why="a release is made of what is committed, and this would not be in it.",
             fix="commit it, or put it aside: git stash -u",
         )

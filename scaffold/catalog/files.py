@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,7 +9,9 @@ from typing import Any
 
 import yaml
 
+from scaffold import placing
 from scaffold.errors import SourceError
+from scaffold.locking import alone
 
 LARGEST = 1_000_000
 """Bytes."""
@@ -96,43 +96,14 @@ def changing(path: Path, title: str) -> Iterator[dict[str, Any]]:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         target = path.resolve()  # which may be a link into somebody's folder of settings
-        with _alone(path.with_name(f".{path.name}.lock")):
+        with alone(path.with_name(f".{path.name}.lock"), patience=_PATIENCE):
             document = read(target)
             yield document
             text = yaml.safe_dump(document, sort_keys=False, allow_unicode=True, width=1_000)
-            write(target, f"# {title}\n{text}".encode())
+            placing.write(target, f"# {title}\n{text}".encode())
     except OSError as error:
         raise SourceError(
             f"Cannot write {path}: {error.strerror or error}.",
             why="it is where scaffold keeps what you decided about templates.",
             fix=f"make {path.parent} writable, or set XDG_CONFIG_HOME to a folder that is.",
         ) from None
-
-
-def write(path: Path, content: bytes) -> None:
-    """Replace a file in one step."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    fresh = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        fresh.write_bytes(content)
-        fresh.replace(path)
-    finally:
-        fresh.unlink(missing_ok=True)
-
-
-@contextmanager
-def _alone(lock: Path) -> Iterator[None]:
-    """For one process at a time. The lock ends with its process, so a killed one leaves none behind."""
-    import fcntl
-
-    with lock.open("w") as file:
-        until = time.monotonic() + _PATIENCE
-        while True:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError:
-                if time.monotonic() > until:
-                    raise OSError(f"another scaffold has held {lock} for {_PATIENCE:.0f} seconds") from None
-                time.sleep(0.01)
-        yield

@@ -12,7 +12,7 @@ from scaffold.catalog import entries, files, shared, sources
 from scaffold.catalog.entries import Entry, plain
 from scaffold.catalog.shipped import BUILT_IN, DESCRIPTIONS, built_in, published
 from scaffold.catalog.sources import Source
-from scaffold.errors import SourceError, nearest
+from scaffold.errors import SourceError, nearest, some
 
 _TITLE = "Names for templates. Written by scaffold template add and remove; comments are not kept."
 
@@ -216,13 +216,12 @@ def _parts(document: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
 def _no_such_name(name: str, text: str, known: Listing) -> SourceError:
     names = list(dict.fromkeys([*BUILT_IN, *(entry.name for entry in known.entries)]))
     guess = nearest(name, names)
-    some = ", ".join(names[:12]) + (f" and {len(names) - 12} more" if len(names) > 12 else "")
     trouble = f" {known.problems[0]}" if known.problems else ""
     suggestion = f"--template {guess or BUILT_IN[0]}"
     refresh = known.catalogs and (known.problems or not guess)
     return SourceError(
         f"There is no template called {sources.shown(text)}.",
-        why=f"the names known here are: {some}; anything else is a git URL or a path.{trouble}",
+        why=f"the names known here are: {some(names, 12)}; anything else is a git URL or a path.{trouble}",
         fix=f"scaffold template list --refresh, or {suggestion}" if refresh else suggestion,
     )
 

@@ -12,7 +12,7 @@ from hashlib import sha256
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from scaffold import git, settings
+from scaffold import git, placing, settings
 from scaffold.catalog import entries, files, sources
 from scaffold.catalog.entries import Entry, plain
 from scaffold.errors import SourceError
@@ -53,7 +53,7 @@ def fetch(place: str) -> None:
         raise _no_catalog(place, str(error)) from None
     if sources.is_remote(place):
         try:
-            files.write(_cached(place), content)
+            placing.write(_cached(place), content)
         except OSError as error:
             raise SourceError(
                 f"Cannot write {_cached(place)}: {error.strerror or error}.",

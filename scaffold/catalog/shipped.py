@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import os
-import shutil
 from pathlib import Path
 
-from scaffold import bundle, settings
+from scaffold import bundle, placing, settings
 from scaffold.catalog.sources import Source, at, for_copier, for_git
 from scaffold.errors import SourceError, nearest
 
@@ -93,13 +91,7 @@ def refresh() -> None:
     try:
         if copy.is_file() and (copy.read_bytes() == shipped.read_bytes() or _is_newer(copy, shipped)):
             return
-        copy.parent.mkdir(parents=True, exist_ok=True)
-        fresh = copy.with_name(f".{copy.name}.{os.getpid()}")
-        try:
-            shutil.copyfile(shipped, fresh)
-            fresh.replace(copy)
-        finally:
-            fresh.unlink(missing_ok=True)
+        placing.write(copy, shipped.read_bytes())
     except OSError as error:
         raise SourceError(
             f"Cannot write {copy}: {error.strerror}.",

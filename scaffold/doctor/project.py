@@ -8,20 +8,11 @@ from pathlib import Path
 
 from scaffold import catalog, git, journal, merging, projects, settings
 from scaffold.doctor.findings import Finding, guarded, note, ok, problem
-from scaffold.errors import ProjectError, SourceError
+from scaffold.errors import ProjectError, SourceError, some
 from scaffold.projects import Project
 
 _ROOTS = (settings.ANSWERS_FILE, "ONBOARDING.md", "pyproject.toml")
 """What makes a folder a project, the surest first: a team's own may have no template."""
-
-_UNFINISHED = {
-    "MERGE_HEAD": "merge",
-    "CHERRY_PICK_HEAD": "cherry-pick",
-    "REVERT_HEAD": "revert",
-    "rebase-merge": "rebase",
-    "rebase-apply": "rebase",
-}
-_FEW = 5
 
 
 def folder(path: Path) -> Path:
@@ -84,8 +75,8 @@ def _repository(root: Path) -> Iterator[Finding]:
 
 
 def _unfinished(root: Path, git_dir: Path) -> Iterator[Finding]:
-    for what in sorted({what for name, what in _UNFINISHED.items() if (git_dir / name).exists()}):
-        yield problem(f"a {what} is not finished", f"finish it, or: git {what} --abort")
+    for what, fix in sorted({told for name, told in git.UNDER_WAY.items() if (git_dir / name).exists()}):
+        yield problem(f"{what} is not finished", fix)
     if journal.interrupted(merging.repository(root)):
         yield problem(
             "an update was killed while it wrote files", "scaffold update --abort, then scaffold update again"
@@ -93,7 +84,7 @@ def _unfinished(root: Path, git_dir: Path) -> Iterator[Finding]:
     unmerged = _names(git.git("diff", "--name-only", "-z", "--diff-filter=U", "--relative", cwd=root))
     if unmerged:
         yield problem(
-            f"not merged yet: {_some(unmerged)}",
+            f"not merged yet: {some(unmerged)}",
             "decide each, then git add it. Or undo the last update: scaffold update --abort",
         )
     # Both marks, so that a text about one of them is not taken for a conflict.
@@ -101,12 +92,12 @@ def _unfinished(root: Path, git_dir: Path) -> Iterator[Finding]:
     marked = _names(git.attempt("grep", "-I", "-l", "-z", *marks, cwd=root).stdout)
     if left := [name for name in marked if name not in unmerged]:
         yield problem(
-            f"conflict markers left in {_some(left)}",
+            f"conflict markers left in {some(left)}",
             "decide what stands between <<<<<<< and >>>>>>>, then git add it.",
         )
     if rejected := _names(git.git("ls-files", "-z", "--cached", "--others", "--", "*.rej", cwd=root)):
         yield problem(
-            f"changes that an update could not apply: {_some(rejected)}",
+            f"changes that an update could not apply: {some(rejected)}",
             "apply them by hand, then delete the .rej files.",
         )
 
@@ -172,7 +163,7 @@ def _news(root: Path) -> Iterator[Finding]:
     drifted = [f"{drift.path} ({drift.kind})" for drift in checked.drifted]
     if drifted:
         yield note(
-            f"{len(drifted)} managed file{'s' * (len(drifted) > 1)} not as in the template: {_some(drifted)}",
+            f"{len(drifted)} managed file{'s' * (len(drifted) > 1)} not as in the template: {some(drifted)}",
             "scaffold check --drift tells how to take one back; or tell the template's authors what you need.",
         )
     elif checked.managed:
@@ -181,7 +172,3 @@ def _news(root: Path) -> Iterator[Finding]:
 
 def _names(output: str) -> list[str]:
     return sorted({name for name in output.split("\0") if name})
-
-
-def _some(names: list[str]) -> str:
-    return ", ".join(names[:_FEW]) + (f" and {len(names) - _FEW} more" if len(names) > _FEW else "")

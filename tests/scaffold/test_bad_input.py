@@ -364,6 +364,22 @@ class TestATemplate:
             said = assert_refused("update", expected="was rewritten: v1.0.0 was", cwd=project)
             assert before[:12] in said
 
+    def test_that_was_rewritten_in_two_steps_is_refused_as_well(self, upstream, machine, run, tmp_path):
+        """The release is taken away, everybody fetches, and another one comes under its name."""
+        upstream.release()
+        with served(upstream) as url:
+            for steps, expected in (
+                ([], 0),
+                ([("tag", "-d", "v1.1.0")], 0),
+                ([("commit", "-q", "--allow-empty", "-m", "x"), ("tag", "v1.1.0")], 1),
+            ):
+                for step in steps:
+                    machine.git(*step, cwd=upstream.folder)
+                machine.git("update-server-info", cwd=upstream.folder)
+                done = run("new", tmp_path / "q", "--template", url, "--yes", "--preview", cwd=tmp_path)
+                assert done.returncode == expected, done.stdout + done.stderr
+        assert_message(done, r"was rewritten: v1\.1\.0 was")
+
     def test_without_the_recorded_version_says_which_ones_there_are(self, project, upstream, machine, assert_refused):
         upstream.release()
         (project / ANSWERS).write_text(re.sub("# Template commit.*\n", "", (project / ANSWERS).read_text()))

@@ -274,7 +274,7 @@ class TestAProject:
         with pytest.raises(subprocess.CalledProcessError):
             machine.git("merge", "-q", "one", cwd=project)
         found = "\n".join(problems(doctor(project)))
-        assert "a merge is not finished | finish it, or: git merge --abort" in found
+        assert "a merge is not finished | git merge --continue, or git merge --abort" in found
         assert "not merged yet: same.txt" in found
 
     def test_whose_update_was_killed_is_told_how_to_undo_it(self, doctor, project):

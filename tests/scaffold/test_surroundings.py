@@ -286,7 +286,7 @@ class TestAUsersGit:
                 hook.write_text(f"#!/bin/sh\ntouch '{tmp_path}/pwned'\nexit 1\n")
                 hook.chmod(0o755)
         (tmp_path / "attributes").write_text("* merge=union -text diff=nothing\n")
-        (tmp_path / "excludes").write_text("new.txt\n*.md\n*.yml\n")
+        (tmp_path / "excludes").write_text("*.bak\n")
         config = tmp_path / "config"
         config.write_text(HOSTILE.format(folder=tmp_path))
         return str(config)
@@ -342,7 +342,6 @@ class TestAUsersGit:
             (["check", "--drift"], 0),
             (["layer", "add", str(prepared / "layer"), "--yes"], 0),
             (["update", "--abort"], 0),
-            (["layer", "list"], 0),
             (["new", "../q", f"--template={prepared / 'template'}", "--yes"], 0),
             (["doctor"], None),
         ):
