@@ -18,8 +18,8 @@ from prompt_toolkit.keys import Keys
 
 from scaffold import console
 from scaffold.console import plain
-from scaffold.errors import AnswerError, Declined, ScaffoldError, as_flag, nearest
-from scaffold.questions import Question, Questionnaire
+from scaffold.errors import AnswerError, Declined, ScaffoldError, as_flag
+from scaffold.questions import Question, Questionnaire, as_error, problems
 
 MOST = 5
 """Questions that are asked before the summary, unless more have no default."""
@@ -32,15 +32,24 @@ class _Step(Enum):
     STOP = "stop"
 
 
-def ask(form: Questionnaire, *, about: Sequence[tuple[str, str]], make: str) -> Mapping[str, Any]:
+def ask(
+    form: Questionnaire,
+    *,
+    about: Sequence[tuple[str, str]],
+    make: str,
+    spell: Callable[[str, object], str] = as_flag,
+    stopped: str = "Nothing was made.",
+) -> Mapping[str, Any]:
     """Ask what is open, then show everything and have it confirmed.
 
     Args:
         about: What the summary says besides the answers, as rows.
         make: What the summary's first choice is called.
+        spell: How an answer is typed on the command line.
+        stopped: Said when the user stops at the summary.
 
     Returns:
-        An answer to every question that applies.
+        An answer to every question that applies, without those that the project has answered before.
 
     Raises:
         AnswerError: An answer that was given before is not accepted.
@@ -50,7 +59,8 @@ def ask(form: Questionnaire, *, about: Sequence[tuple[str, str]], make: str) -> 
     asked: list[str] = []
     again: str | None = None
     questions = form.evaluate(answers)
-    _check_given(questions)
+    if wrong := [problem for problem in problems(questions, spell) if problem.given]:
+        raise as_error(wrong)
     while True:
         question = next((q for q in questions if q.name == again and q.applies), None) or _next(questions, asked)
         again = None
@@ -70,13 +80,18 @@ def ask(form: Questionnaire, *, about: Sequence[tuple[str, str]], make: str) -> 
             case _Step.CHANGE:
                 _change(form, answers, questions)
             case _Step.STOP:
-                raise Declined("Nothing was made.", why="you said no.", fix="run the same command again.")
+                raise Declined(stopped, why="you said no.", fix="run the same command again.")
         questions = form.evaluate(answers)
 
 
 def _open(questions: Iterable[Question]) -> list[Question]:
     """Those that a user may answer now."""
-    return [question for question in questions if question.applies and question.asks]
+    return [question for question in questions if question.applies and question.asks and not question.kept]
+
+
+def is_needed(questions: Iterable[Question]) -> bool:
+    """Something is open that nobody has answered."""
+    return any(not question.answered for question in _open(questions))
 
 
 def _next(questions: Iterable[Question], asked: Sequence[str]) -> Question | None:
@@ -96,21 +111,6 @@ def _note_down(answers: dict[str, Any], question: Question, reply: Any) -> None:
         answers.pop(question.name, None)
     else:
         answers[question.name] = reply
-
-
-def _check_given(questions: Iterable[Question]) -> None:
-    """Raises AnswerError for a value that the dialogue would not ask for, and the template does not accept."""
-    for question in questions:
-        if question.applies and question.asks and question.required and not question.answered:
-            return  # what comes after it may depend on it
-        if question.error and (question.answered or not question.asks):
-            allowed = [str(choice.value) for choice in question.choices if not choice.refused]
-            guess = nearest(str(question.value), allowed) or (allowed[0] if allowed else "...")
-            raise AnswerError(
-                f"{question.name} cannot be {question.value!r}.",
-                why=f"{'choose one of: ' + ', '.join(allowed) if allowed else question.error}.",
-                fix=as_flag(question.name, guess),
-            )
 
 
 def _confirm(questions: Iterable[Question], about: Sequence[tuple[str, str]], make: str, *, back: bool) -> _Step:
@@ -139,6 +139,9 @@ def _put(question: Question, form: Questionnaire, questions: Sequence[Question],
     values = {q.name: q.value for q in questions if not q.error and not (q.required and not q.answered)}
     if question.error and question.answered:
         console.note(f"{question.name} cannot be {question.value!r}: {question.error}")
+    if question.refused and not question.answered:
+        was = form.recorded.get(question.name)
+        console.note(f"{question.name} was {was!r}, which is not accepted any more: {question.refused}")
     if question.type == "bool" and not question.choices:
         reply = _select(_message(question), [("Yes", ""), ("No", "")], pointed=0 if question.value else 1, back=back)
         return reply if isinstance(reply, _Step) else reply == 0

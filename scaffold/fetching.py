@@ -29,6 +29,8 @@ from scaffold.git import NETWORK_SECONDS, attempt, git, require_git
 from scaffold.locking import alone
 from scaffold.projects import Applied
 
+_MOST_TEXT = 300_000
+"""Characters of a copier.yml: reading more takes many seconds."""
 _MOST_NODES = 100_000
 """Texts, lists and mappings of a copier.yml, each counted as often as it is referred to."""
 _CONFIGS = ("copier.yml", "copier.yaml")
@@ -420,10 +422,13 @@ _Loader.add_constructor("!include", lambda _loader, _node: {})
 def _config(text: str, file: str, name: str) -> Mapping[str, Any]:
     merged: dict[str, Any] = {}
     try:
-        for node in yaml.compose_all(text, Loader=_Loader):
+        if len(text) > _MOST_TEXT:
+            raise ValueError(f"it has more than {_MOST_TEXT:,} characters")
+        loader = _Loader(text)
+        while loader.check_node():
+            node = loader.get_node()
             _require_small(node)
-        for document in yaml.load_all(text, Loader=_Loader):
-            merged.update(document or {})
+            merged.update(loader.construct_document(node) or {})
     except (yaml.YAMLError, TypeError, ValueError, RecursionError) as error:
         raise SourceError(
             f"{file} of the template {name} cannot be read: {str(error).splitlines()[0]}",

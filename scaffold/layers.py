@@ -10,10 +10,23 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from scaffold import applying, catalog, checking, fetching, git, journal, merging, patterns, presets, projects, updating
+from scaffold import (
+    answering,
+    applying,
+    catalog,
+    checking,
+    fetching,
+    git,
+    journal,
+    merging,
+    patterns,
+    presets,
+    projects,
+    updating,
+)
 from scaffold.errors import AnswerError, ProjectError, SourceError, some
 from scaffold.projects import Project
-from scaffold.rendering import Layer, render_stacks, scratch
+from scaffold.rendering import render_stacks, scratch
 from scaffold.steps import Step
 from scaffold.updating import Updated
 
@@ -61,6 +74,7 @@ def add(
     answers: Mapping[str, Any],
     preset: str | None = None,
     allow_overlap: bool = False,
+    ask: bool = False,
     dry_run: bool = False,
     show: str | None = None,
     confirm: Callable[[fetching.Template], None] | None = None,
@@ -72,6 +86,7 @@ def add(
         name: Default: what its ``_answers_file`` says.
         preset: A name or a file, for what ``answers`` leaves open.
         allow_overlap: It may write over files of the layers below.
+        ask: Ask on the terminal what is open.
         confirm: Shown the template before any of it is rendered; raises to stop.
 
     Raises:
@@ -113,7 +128,8 @@ def add(
             given.append(presets.find(preset, template))
         merged_answers = presets.merged(given)
         new = Step(name=chosen, old=None, new=template, answers=merged_answers, answers_file=answers_file)
-        steps = [*_standing(project), new]
+        _check_names(new)
+        steps = answering.settle([*_standing(project), new], project.root, ask=ask, make="Add it")
         *below, above = _files(project, steps)
         if answers_file not in above:
             raise SourceError(
@@ -122,8 +138,8 @@ def add(
                 fix="tell its author: it needs a file {{ _copier_conf.answers_file }}.jinja",
             )
         if not allow_overlap:
-            _require_apart(new, above, below, repository)
-        merged, notes = updating.combine(project, repository, steps, merged_answers)
+            _require_apart(steps[-1], above, below, repository)
+        merged, notes = updating.combine(project, repository, steps)
         return updating.put(
             project,
             repository,
@@ -170,7 +186,8 @@ def remove(
                 fix="scaffold layer list",
             )
         steps = [replace(step, new=None) if step.name == name else step for step in _standing(project)]
-        merged, notes = updating.combine(project, repository, steps, {})
+        steps = answering.settle(steps, project.root)
+        merged, notes = updating.combine(project, repository, steps)
         versions = {applied.name: applied.commit for applied in project.layers}
         return updating.put(
             project,
@@ -200,21 +217,12 @@ def _files(project: Project, steps: Sequence[Step]) -> list[tuple[str, ...]]:
     with scratch() as place:
         folder = place / project.root.name
         folder.mkdir()
-        layers = [
-            Layer(
-                template=step.new,
-                answers={} if step.applied else _known(step),
-                defaults=step.applied.answers if step.applied else {},
-                answers_file=step.answers_file,
-            )
-            for step in steps
-            if step.new
-        ]
+        layers = [step.as_it_is(step.new) for step in steps if step.new]
         [renderings] = render_stacks([(folder, layers)], skip_tasks=True)
     return [rendering.files for rendering in renderings]
 
 
-def _known(step: Step) -> Mapping[str, Any]:
+def _check_names(step: Step) -> None:
     questions = {} if step.new is None else step.new.config
     for name in step.answers:
         if name not in questions:
@@ -223,7 +231,6 @@ def _known(step: Step) -> Mapping[str, Any]:
                 why=f"its questions are: {', '.join(each for each in questions if each[0] != '_') or 'none'}.",
                 fix="leave it out.",
             )
-    return step.answers
 
 
 def _require_apart(

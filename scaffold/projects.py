@@ -15,7 +15,7 @@ from scaffold.errors import ProjectError
 
 _LAYER = re.compile(r"\.copier-answers\.([A-Za-z0-9][A-Za-z0-9_-]*)\.ya?ml")
 _HASH = re.compile(r"^# Template commit: ([0-9a-f]{40,64})[ \t]*$", re.MULTILINE)
-_MOST = 1_000_000
+_MOST = 200_000
 """Bytes of an answers file: more is an attack, or a mistake."""
 
 
@@ -133,9 +133,14 @@ def parse(text: str, name: str, root: Path) -> Applied:
 
 
 def _load(text: str) -> Any:
-    aliases = sum(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text, Loader=yaml.SafeLoader))
-    if aliases > 10:  # more of them can stand for more than any memory holds
-        raise ValueError(f"it has {aliases} YAML aliases (*)")
+    aliases = depth = 0
+    for event in yaml.parse(text, Loader=yaml.SafeLoader):  # before anything is built
+        aliases += isinstance(event, yaml.AliasEvent)
+        depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+        if aliases > 10:  # more of them can stand for more than any memory holds
+            raise ValueError(f"it has more than {aliases - 1} YAML aliases (*)")
+        if depth > 30:  # reading them takes time that grows with the square of it
+            raise ValueError("it is nested too deeply")
     return yaml.safe_load(text)
 
 

@@ -8,7 +8,7 @@ machine. Copier looks at all answers once more when it renders.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -24,7 +24,7 @@ from copier._user_data import Question as CopierQuestion
 from copier.errors import UnsafeTemplateError
 
 from scaffold import confined
-from scaffold.errors import SourceError, UnsafeTemplate
+from scaffold.errors import AnswerError, SourceError, UnsafeTemplate, nearest
 
 SECONDS = 5.0
 """For all questions of a template; a usual one takes a hundredth of that."""
@@ -50,7 +50,7 @@ class Question:
     default: Any
     """None when there is none."""
     required: bool
-    """It has no default, or one that it does not accept itself."""
+    """It has no default, or one that it does not accept itself, or one that would take the place of a ``refused``."""
     value: Any
     """The answer, or the default; not of use while there is an ``error``."""
     text: str
@@ -67,6 +67,10 @@ class Question:
     answered: bool
     error: str
     """Why ``value`` is not accepted."""
+    kept: bool
+    """``value`` is what the project answered before."""
+    refused: str
+    """Why what the project answered before is not accepted any more; empty when it is, or there is none."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,6 +87,8 @@ class Questionnaire:
     """Better than the template's own."""
     recorded: Mapping[str, Any] = field(default_factory=dict)
     """What a project answered before: better still, where it is still accepted."""
+    seen: frozenset[str] = frozenset()
+    """Questions that the project has had before, though it records no answer: their default is taken."""
     trust: bool = False
     """Its extensions may run."""
 
@@ -118,6 +124,63 @@ class Questionnaire:
         return str(confined.run(_complaint, self, name, answer, values, seconds=SECONDS))
 
 
+class Problem(NamedTuple):
+    """What only the user can put right."""
+
+    what: str
+    fix: str
+    given: bool
+    """An answer was given, and is not accepted."""
+
+
+def problems(
+    questions: Iterable[Question], spell: Callable[[str, object], str], recorded: Mapping[str, Any] | None = None
+) -> list[Problem]:
+    """What stands between these questions and a rendering.
+
+    Args:
+        spell: How an answer is typed.
+        recorded: What the project answered before.
+    """
+    found = []
+    for question in questions:
+        if not question.applies and not question.answered:
+            continue
+        name, choices = question.name, [str(choice.value) for choice in question.choices if not choice.refused]
+        offered = choices[0] if choices else "..."
+        if question.error and (question.answered or not question.asks):
+            guess: object = nearest(str(question.value), choices) or offered
+            why = f"choose one of: {', '.join(choices)}" if choices else question.error
+            if question.multiselect:
+                guess = f"[{', '.join(choices[:2])}]"
+                why = f"it takes a list, as YAML, of: {', '.join(choices)}"
+            found.append(Problem(f"{name} cannot be {question.value!r}: {why}.", spell(name, guess), True))
+        elif question.refused and not question.answered:
+            old = (recorded or {}).get(name)
+            why = f"its choices are {', '.join(choices)} now" if choices else question.refused
+            found.append(
+                Problem(f"{name} was {old!r}: {why}.", spell(name, nearest(str(old), choices) or offered), False)
+            )
+        elif question.required and not question.answered:
+            why = f": choose one of {', '.join(choices)}" if choices else ""
+            found.append(Problem(f"{name} has no answer and no default{why}.", spell(name, offered), False))
+    return found
+
+
+def as_error(found: Iterable[Problem]) -> AnswerError:
+    """All of them as one."""
+    whats, fixes, given = zip(*found, strict=True)
+    return AnswerError(
+        " ".join(whats),
+        why=(
+            "the template does not accept that."
+            if any(given)
+            else "only you know the answer, and nobody is asked here."
+        ),
+        fix=" ".join(fixes),
+    )
+
+
 def _names(form: Questionnaire) -> list[str]:
     try:
         with _worker(form) as worker:
@@ -143,7 +206,7 @@ def _evaluate(form: Questionnaire, answers: dict[str, Any]) -> list[dict[str, An
                         break
                     raise
                 waiting = waiting or bool(question["applies"] and (question["error"] or question["required"]))
-                questions.append(question)
+                questions.append({**question, "asks": question["asks"] and name not in form.seen})
     except Exception as error:
         raise _broken(error) from error
     return questions
@@ -183,7 +246,8 @@ def _evaluated(worker: Worker, name: str, details: Mapping[str, Any], answers: d
     """The question ``name``, whose value is then known to those after it."""
     known, question = worker.answers, _question(worker, name, details)
     applies, given = question.get_when(), known.init.pop(name, MISSING)
-    if name in known.last and (not applies or _fault(question, known.last[name])):
+    refused = _refusal(question, known.last[name]) if name in known.last and applies else ""
+    if name in known.last and (not applies or refused):
         del known.last[name]
     default, fault = _default(question)
     typed = answers.get(name, given) if applies else given
@@ -199,7 +263,7 @@ def _evaluated(worker: Worker, name: str, details: Mapping[str, Any], answers: d
         "type": type_name,
         "help": str(question.render_value(question.help) or "").strip(),
         "default": None if default is MISSING else default,
-        "required": default is MISSING or bool(fault),
+        "required": default is MISSING or bool(fault or refused),
         "value": None if value is MISSING else value,
         "text": _as_typed(value, type_name, question.get_multiline()) if shown else "",
         "choices": [
@@ -214,6 +278,8 @@ def _evaluated(worker: Worker, name: str, details: Mapping[str, Any], answers: d
         "asks": question.get_ask(),
         "answered": typed is not MISSING,
         "error": error,
+        "kept": name in known.last and typed is MISSING,
+        "refused": refused,
     }
 
 
@@ -242,6 +308,16 @@ def _fault(question: CopierQuestion, answer: Any) -> str:
         question.validate_answer(question.parse_answer(answer))
     except Exception as error:  # noqa: BLE001 - also what a template's own validator stumbles over
         return _words(error, question.var_name)
+    return ""
+
+
+def _refusal(question: CopierQuestion, recorded: Any) -> str:
+    """Why an answer from before is not accepted; empty when it is. Of several choices Copier drops those that are gone."""
+    if fault := _fault(question, recorded):
+        return fault
+    if question.multiselect and isinstance(recorded, list):
+        gone = [str(each) for each in recorded if not question.parse_answer([each])]
+        return f"there is no {', '.join(gone)} any more" if gone else ""
     return ""
 
 

@@ -20,7 +20,7 @@ import copier.errors
 import jinja2
 from plumbum import ProcessExecutionError, local
 
-from scaffold import confined, guard, settings
+from scaffold import confined, console, guard, settings
 from scaffold.catalog import Source
 from scaffold.errors import AnswerError, ScaffoldError, SourceError, UnsafeTemplate, cannot_write, nearest
 from scaffold.fetching import Template, fetch
@@ -39,6 +39,8 @@ _OF_THE_MACHINE = frozenset(
     }
 )
 """What goes wrong there is not the template's fault."""
+MOST_SAID = 4_000
+"""Characters of a message."""
 _ANSI = re.compile(r"\x1b\[[0-9;]*m")
 
 
@@ -58,6 +60,8 @@ class Rendering:
     """What Copier wants the user to know."""
     files: tuple[str, ...] = field(default=())
     """What this layer of a stack wrote, relative to ``folder``, sorted."""
+    message: str = ""
+    """What the template's author wants the user to know, fit for a terminal; it may name ``folder``."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,6 +75,8 @@ class Layer:
     """Take precedence over the template's own defaults."""
     answers_file: str | None = None
     """Where the answers are written to; default: where the template says."""
+    moment: str = ""
+    """``copy`` or ``update``: its author may have a message for the user then."""
 
 
 def render(
@@ -98,7 +104,7 @@ def render(
         UnsafeTemplate: It tried to do what no template may.
     """
     template = source if isinstance(source, Template) else fetch(source)
-    layer = Layer(template=template, answers=answers, defaults=defaults, answers_file=answers_file)
+    layer = Layer(template=template, answers=answers, defaults=defaults, answers_file=answers_file, moment="copy")
     if not trust:
         [[rendering]] = render_stacks([(folder, [layer])], limits=limits, skip_tasks=skip_tasks)
         return rendering
@@ -194,6 +200,7 @@ def _rendering(folder: Path, told: Mapping[str, Any]) -> Rendering:
         version=told["version"],
         notes=tuple(told["notes"]),
         files=tuple(told.get("files", ())),
+        message=told["message"],
     )
 
 
@@ -275,10 +282,20 @@ def _render(
             "asked": [n for n in questions if n not in hidden and questions[n].get("ask", True) is not False],
             "version": worker.template.commit,
             "notes": list(dict.fromkeys(str(warning.message) for warning in caught)),
+            "message": _message(worker, layer.moment),
         }
     if not served.trusted and not trust:
         _check_attempts(served, place, given, layer.template)
     return told
+
+
+def _message(worker: copier.Worker, moment: str) -> str:
+    """Rendered as Copier would, which prints it as it is."""
+    template = worker.template
+    texts = {"copy": template.message_after_copy, "update": template.message_after_update}
+    text = texts.get(moment) or ""
+    said = worker._render_string(text) if text else ""  # not public, and its context cannot be had otherwise
+    return console.plain(said[:MOST_SAID]).strip()
 
 
 def _check_attempts(source: Source, place: Path, answers: Mapping[str, Any], template: Template) -> None:

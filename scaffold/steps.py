@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from scaffold.fetching import Template
@@ -22,6 +22,8 @@ class Step:
     applied: Applied | None = None
     answers: Mapping[str, Any] = field(default_factory=dict)
     """Given anew."""
+    kept: Mapping[str, Any] | None = None
+    """The recorded answers that the new version accepts; None: nobody has looked."""
     answers_file: str
 
     @property
@@ -33,6 +35,18 @@ class Step:
         """The layer at ``template``'s version, with what the project records."""
         known = self.applied.answers if self.applied else {}
         return Layer(template=template, answers={}, defaults=known, answers_file=self.answers_file)
+
+    def as_it_is(self, template: Template) -> Layer:
+        """The same with what is answered now, at the version it is brought to."""
+        layer = self.as_it_was(template)
+        return replace(
+            layer,
+            answers={
+                name: value for name, value in self.answers.items() if name in template.config or not self.applied
+            },
+            defaults=layer.defaults if self.kept is None else self.kept,
+            moment="" if self.idle else "update" if self.applied else "copy",
+        )
 
 
 def labels(steps: Sequence[Step]) -> Labels:

@@ -8,7 +8,6 @@ last commit are merged once and applied once.
 from __future__ import annotations
 
 import re
-import shutil
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -18,6 +17,7 @@ import yaml
 
 from scaffold import (
     __version__,
+    answering,
     applying,
     by_copier,
     catalog,
@@ -37,11 +37,7 @@ from scaffold.fetching import Template
 from scaffold.interrupts import undisturbed
 from scaffold.merging import Merged, Repository
 from scaffold.projects import Applied, Project
-from scaffold.rendering import Layer
 from scaffold.steps import Step, labels
-
-Choose = Callable[[str, str, Sequence[str]], str]
-"""Asked for a new answer: of a question's name, the old answer and the choices there are now."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,7 +77,7 @@ def update(
     dry_run: bool = False,
     show: str | None = None,
     trust_tasks: bool = False,
-    choose: Choose | None = None,
+    ask: bool = False,
     confirm: Callable[[Template], None] | None = None,
     in_place: Callable[[Path], None] | None = None,
 ) -> Updated:
@@ -89,11 +85,12 @@ def update(
 
     Args:
         to: Version of the base, or of a layer as ``NAME=VERSION``. The others then stay where they are.
-        answers: To new questions, or instead of recorded answers. What is open beyond them gets its default.
+        answers: To new questions, or instead of recorded answers.
         dry_run: Write nothing.
         show: Also return the difference: ``"diff"`` or ``"stat"``.
         trust_tasks: The templates' tasks and migrations may run.
-        choose: Asked when a recorded answer is no choice any more; without it that is an error.
+        ask: Ask on the terminal what is open beyond them; otherwise it gets its default, and where there is none, or
+            a recorded answer is not accepted any more, that is an error.
         confirm: Shown each template before any of it is rendered; raises to stop.
         in_place: Told the project's path as soon as its files are the updated ones: a signal that stops the command
             before this call leaves the project as it was, one after it leaves it updated.
@@ -119,10 +116,13 @@ def update(
             return Updated(path=project.root, before=before, after=after, changes=(), dry=dry_run)
         checking.require_committed(project)
         notes: list[str] = []
-        if any(template.commands for step in steps for template in (step.old, step.new) if template):
+        commands = any(template.commands for step in steps for template in (step.old, step.new) if template)
+        if trust_tasks or not commands:
+            steps = answering.settle(steps, project.root, ask=ask, trust=trust_tasks)
+        if commands:
             merged = by_copier.merge(repository, steps, trusted=trust_tasks)
         else:
-            merged, notes = combine(project, repository, steps, answers or {}, choose)
+            merged, notes = combine(project, repository, steps)
         return put(
             project, repository, merged,
             before=before, after=after, notes=notes, dry_run=dry_run, show=show, in_place=in_place,
@@ -189,14 +189,8 @@ def put(
     )
 
 
-def combine(
-    project: Project,
-    repository: Repository,
-    steps: Sequence[Step],
-    answers: Mapping[str, Any],
-    choose: Choose | None = None,
-) -> tuple[Merged, list[str]]:
-    """Render all layers as they were and as they are to be, and merge."""
+def combine(project: Project, repository: Repository, steps: Sequence[Step]) -> tuple[Merged, list[str]]:
+    """Render all layers as they were and as they are to be, their answers settled, and merge."""
     with rendering.scratch() as scratch:
         old, new = (scratch / side / project.root.name for side in ("old", "new"))
         for folder in (old, new):
@@ -206,12 +200,13 @@ def combine(
         steps_now = [step for step, _ in now]
         stacks = [
             (old, [step.as_it_was(template) for step, template in was]),
-            (new, [_as_it_is(step, template, answers) for step, template in now]),
+            (new, [step.as_it_is(template) for step, template in now]),
         ]
-        renderings = _render_choosing(stacks, steps_now, choose)
+        _, renderings = rendering.render_stacks(stacks)
         _write_recorded_versions(was, old)
         notes = _new_questions(steps_now, renderings)
-        notes += list(dict.fromkeys(note for rendering in renderings for note in rendering.notes))
+        notes += list(dict.fromkeys(note for each in renderings for note in each.notes))
+        notes += [each.message.replace(str(new), str(project.root)) for each in renderings if each.message]
         tree = merging.project_tree(repository)
         tracked = merging.files(repository, tree)
         _leave_generated(steps, tracked, old, new)
@@ -313,16 +308,6 @@ def _is_older(new: Template, old: Template) -> bool:
         return order.returncode == 0
 
 
-def _as_it_is(step: Step, template: Template, answers: Mapping[str, Any]) -> Layer:
-    layer = step.as_it_was(template)
-    given = (
-        {name: value for name, value in answers.items() if name in template.config} if step.applied else step.answers
-    )
-    # Without those that are no choice any more: Copier refuses them also where the question does not apply.
-    known = {name: old for name, old in layer.defaults.items() if not _is_gone(template.config.get(name), old)}
-    return replace(layer, answers=given, defaults=known)
-
-
 def _write_recorded_versions(was: Sequence[tuple[Step, Template]], old: Path) -> None:
     """A version can have got another name since: its tag was taken away, or one was set on a commit before it."""
     for step, template in was:
@@ -335,55 +320,6 @@ def _write_recorded_versions(was: Sequence[tuple[Step, Template]], old: Path) ->
                 file.write_text(
                     re.sub("^_commit: .*$", line.replace("\\", r"\\"), text, flags=re.MULTILINE), encoding="utf-8"
                 )
-
-
-def _render_choosing(
-    stacks: list[tuple[Path, list[Layer]]], steps: Sequence[Step], choose: Choose | None
-) -> list[rendering.Rendering]:
-    """Render, and see whether a recorded answer is gone; Copier would take the default without a word."""
-    _, renderings = rendering.render_stacks(stacks)
-    folder, layers = stacks[1]
-    again = False
-    for number, (step, each) in enumerate(zip(steps, renderings, strict=True)):
-        for name, choices, old in _vanished(step, each, layers[number]):
-            if choose is None:
-                raise AnswerError(
-                    f"{name} was {old!r}, which the template does not offer any more.",
-                    why=f"its choices are {', '.join(choices)} now, and which one is right only you know.",
-                    fix=f"--set {name}={nearest(old, choices) or choices[0]}",
-                )
-            given = {**layers[number].answers, name: choose(name, old, choices)}
-            layers[number] = replace(layers[number], answers=given)
-            again = True
-    if again:
-        shutil.rmtree(folder)
-        folder.mkdir()
-        [renderings] = rendering.render_stacks([(folder, layers)])
-    return renderings
-
-
-def _choices(question: object) -> list[str]:
-    """Those that its author wrote down; none where there are none, or where they are worked out."""
-    offered = question.get("choices") if isinstance(question, dict) else None
-    values = offered.values() if isinstance(offered, dict) else offered if isinstance(offered, list) else []
-    names = []
-    for value in values:
-        if isinstance(value, dict):
-            value = value.get("value")
-        names.append(str(value[1] if isinstance(value, list) and len(value) == 2 else value))
-    return [] if any("{{" in name or "{%" in name for name in names) else names
-
-
-def _is_gone(question: object, old: object) -> bool:
-    names = _choices(question)
-    return bool(names) and not isinstance(old, list) and str(old) not in names
-
-
-def _vanished(step: Step, each: rendering.Rendering, layer: Layer) -> Iterable[tuple[str, list[str], str]]:
-    for name, old in (step.applied.answers if step.applied else {}).items():
-        question = layer.template.config.get(name)
-        if name not in layer.answers and name in each.answers and _is_gone(question, old):
-            yield name, _choices(question), str(old)
 
 
 def _check_names(answers: Mapping[str, Any], steps: Sequence[Step]) -> None:

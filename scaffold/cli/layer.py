@@ -59,6 +59,7 @@ def add(
             answers=pairs(answers or []),
             preset=preset,
             allow_overlap=allow_overlap,
+            ask=ask and not diff,
             dry_run=diff,
             show="diff" if diff else None,
             confirm=lambda found: confirm_source(found, ask=ask),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -31,7 +31,8 @@ def update(
     trust: Annotated[
         bool, typer.Option("--trust", help="Let the template's tasks and migrations run commands here.")
     ] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Ask nothing: take defaults for new questions.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document; ask nothing.")] = False,
 ) -> None:
     """Bring a project, with all its layers, to the newest version of its templates. Nothing is committed.
 
@@ -48,7 +49,7 @@ def update(
         if abort:
             _abort(path, as_json)
             return
-        ask = is_terminal() and not as_json
+        ask = is_terminal() and not (yes or as_json)
         updated = updating.update(
             path,
             to=to,
@@ -56,7 +57,7 @@ def update(
             dry_run=diff or stat,
             show="diff" if diff else "stat" if stat else None,
             trust_tasks=trust,
-            choose=_choose if ask else None,
+            ask=ask and not (diff or stat),
             confirm=lambda template: confirm_source(template, ask=ask),
             in_place=lambda where: done.append(f"{where} was updated"),
         )
@@ -134,7 +135,3 @@ def _abort(path: Path, as_json: bool) -> None:
     typer.echo(f"Undid the update of {undone.path}: {len(undone.files)} files are as they were.")
     if undone.kept:
         typer.echo(f"What you wrote into them since is kept: git show {undone.kept[:12]}")
-
-
-def _choose(name: str, old: str, choices: Sequence[str]) -> str:
-    return console.chosen(f"{name} was {old}, which the template does not offer any more. Now?", choices)

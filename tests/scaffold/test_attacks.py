@@ -265,6 +265,14 @@ class TestMemory:
         with pytest.raises(ScaffoldError, match="stands for more than"):
             print(found.config)
 
+    @pytest.mark.parametrize("config", ["a: " + "[" * 50_000, "a: [" + "x, " * 200_000 + "]"], ids=["deep", "long"])
+    def test_of_yaml_that_takes_long_to_read_is_refused_at_once(self, template, place, config):
+        found = fetching.fetch(catalog.find(str(template(config=config))))
+        started = time.monotonic()
+        with pytest.raises(ScaffoldError, match="cannot be read"):
+            print(found.config)
+        assert time.monotonic() - started < 10
+
     def test_of_yaml_that_holds_itself_is_refused(self, template, place):
         found = fetching.fetch(catalog.find(str(template(config="a: &a [*a]\n"))))
         with pytest.raises(ScaffoldError, match="holds itself"):

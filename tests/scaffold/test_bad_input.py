@@ -296,7 +296,7 @@ class TestAnswersEditedByHand:
             .replace("_commit: v1.0.0", f'_commit: "{commit}"'.replace("\"'", '"').replace("'\"", '"'))
         )
         (project / ANSWERS).write_text(re.sub("# Template commit.*\n", "", text))
-        assert_refused("update", expected="does not have version", cwd=project)
+        assert_refused("update", expected="does not have version|cannot be read", cwd=project)
         assert not list(project.rglob("pwned"))
 
 

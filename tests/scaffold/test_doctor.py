@@ -243,10 +243,11 @@ class TestAProject:
         (tmp_path / "template").rename(tmp_path / "elsewhere")
         assert any("_src_path" in text and "There is no template at" in text for text in problems(doctor(templated)))
 
-    def test_whose_template_is_far_away_is_not_asked_about_without_online(self, doctor, templated):
+    def test_whose_template_is_far_away_is_not_asked_about_without_online(self, doctor, machine, templated):
         """The doctor needs no network unless it is told to use it."""
         answers = templated / ".copier-answers.yml"
         answers.write_text("_commit: v1.0.0\n_src_path: https://localhost:1/acme/template.git\n")
+        commit(machine, templated)
         assert "https://localhost:1/acme/template.git | scaffold doctor --online" in texts(doctor(templated), "note")
         assert any("localhost" in text for text in problems(doctor(templated, "--online")))
 
