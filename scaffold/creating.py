@@ -8,17 +8,21 @@ from __future__ import annotations
 
 import shlex
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from scaffold import console, git, placing, presets, settings, trust
 from scaffold.catalog import Source
-from scaffold.errors import AnswerError, Declined, as_flag, cannot_write
+from scaffold.errors import AnswerError, Declined, SourceError, as_flag, cannot_write
 from scaffold.fetching import Template, fetch
 from scaffold.interrupts import undisturbed
 from scaffold.rendering import Rendering, render
+
+if TYPE_CHECKING:
+    from scaffold.questions import Questionnaire
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,15 +107,19 @@ def create(plan: Plan, in_place: Callable[[Path], None] | None = None) -> Create
             _check_place(plan, target)
         template = fetch(plan.source)
         answered = _answer(plan, template, target, make="Make it")
+        filled = placing.is_own_repository(target)
         with placing.staging(target) as staging:
             if plan.use_git:
-                placing.initialise(staging / "repository")
-            rendering = _render(plan, template, answered, staging / "project" / target.name)
+                _repository(target, staging)
+            rendering = _render(plan, template, answered, target, staging / "project" / target.name)
             files = placing.listing(rendering.folder)
-            commit = _commit(staging / "repository", rendering, plan) if plan.use_git else None
+            commit = _commit(target, staging, rendering, plan) if plan.use_git else None
             enclosing = placing.enclosing(target) if plan.use_git else None
             with undisturbed():
-                placing.put_in_place(rendering.folder, target)
+                if filled:
+                    placing.fill(rendering.folder, target, commit)
+                else:
+                    placing.put_in_place(rendering.folder, target)
                 if in_place:
                     in_place(target)
     except OSError as error:
@@ -137,7 +145,7 @@ def preview(plan: Plan, show: Callable[[Rendering, tuple[str, ...]], None]) -> N
         template = fetch(plan.source)
         answered = _answer(plan, template, target, make="Show it")
         with placing.temporary(Path(tempfile.gettempdir()), "scaffold-preview-") as staging:
-            rendering = _render(plan, template, answered, staging / "project" / target.name)
+            rendering = _render(plan, template, answered, target, staging / "project" / target.name)
             show(rendering, placing.listing(rendering.folder))
     except OSError as error:
         raise cannot_write(Path(tempfile.gettempdir()), error) from error
@@ -155,7 +163,15 @@ def _check_place(plan: Plan, target: Path) -> None:
     """Whether one may write there, and git knows who commits: before anything is asked, and nothing lies there meanwhile."""
     with placing.staging(target) as staging:
         if plan.use_git:
-            placing.initialise(staging / "repository")
+            _repository(target, staging)
+
+
+def _repository(target: Path, staging: Path) -> None:
+    """What the first commit is made in: a new one, or the one that is there, if it has no file."""
+    if placing.is_own_repository(target):
+        git.identity(target)
+    else:
+        placing.initialise(staging / "repository")
 
 
 def _answer(plan: Plan, template: Template, target: Path, *, make: str) -> _Answered:
@@ -169,8 +185,16 @@ def _answer(plan: Plan, template: Template, target: Path, *, make: str) -> _Answ
     return _Answered(given=given, values=values, defaults=defaults)
 
 
-def _render(plan: Plan, template: Template, answered: _Answered, folder: Path) -> Rendering:
-    rendering = render(template, folder, answers=answered.values, defaults=answered.defaults, trust=plan.trust)
+def _render(plan: Plan, template: Template, answered: _Answered, target: Path, folder: Path) -> Rendering:
+    try:
+        rendering = render(template, folder, answers=answered.values, defaults=answered.defaults, trust=plan.trust)
+    except (AnswerError, SourceError):
+        if not template.commands or plan.trust:
+            _check_answers(plan, template, target, answered)
+        raise
+    if rendering.message:
+        said = rendering.message.replace(str(folder), str(target))
+        rendering = replace(rendering, notes=(*rendering.notes, said))
     presets.check_names(answered.given, rendering.questions)
     missing = [name for name in rendering.asked if name not in answered.values]
     if missing and not plan.ask and not plan.accept_defaults:
@@ -182,6 +206,15 @@ def _render(plan: Plan, template: Template, answered: _Answered, folder: Path) -
         return rendering
     note = f"{plan.source.url} was not used before; its commit {template.commit} was taken without asking."
     return replace(rendering, notes=(*rendering.notes, note))
+
+
+def _check_answers(plan: Plan, template: Template, target: Path, answered: _Answered) -> None:
+    """Raises AnswerError when answers are what the rendering failed for: Copier names one, at times in words of Python."""
+    from scaffold.questions import as_error, problems
+
+    with _questionnaire(plan, template, target, answered.values, answered.defaults) as form:
+        if found := problems(form.evaluate({}), as_flag):
+            raise as_error(found)
 
 
 def _confirm_source(template: Template) -> None:
@@ -212,19 +245,9 @@ def _ask(
     defaults: Mapping[str, Any],
     make: str,
 ) -> Mapping[str, Any]:
-    # Only a dialogue needs them, and they take a while to import.
-    from scaffold import asking
-    from scaffold.questions import Questionnaire
+    from scaffold import asking  # only a dialogue needs it, and it takes a while to import
 
-    with placing.temporary(Path(tempfile.gettempdir()), "scaffold-questions-") as folder:
-        template.unpack(folder / "template")
-        form = Questionnaire(
-            template=folder / "template",
-            destination=target,
-            given=presets.merged(given),
-            defaults=defaults,
-            trust=plan.trust,
-        )
+    with _questionnaire(plan, template, target, presets.merged(given), defaults) as form:
         presets.check_names(given, form.names())
         about = [
             ("project", str(target)),
@@ -232,6 +255,19 @@ def _ask(
             *([("preset", plan.preset)] if plan.preset else []),
         ]
         return asking.ask(form, about=about, make=make)
+
+
+@contextmanager
+def _questionnaire(
+    plan: Plan, template: Template, target: Path, given: Mapping[str, Any], defaults: Mapping[str, Any]
+) -> Iterator[Questionnaire]:
+    from scaffold.questions import Questionnaire
+
+    with placing.temporary(Path(tempfile.gettempdir()), "scaffold-questions-") as folder:
+        template.unpack(folder / "template")
+        yield Questionnaire(
+            template=folder / "template", destination=target, given=given, defaults=defaults, trust=plan.trust
+        )
 
 
 def _unanswered(missing: list[str], rendering: Rendering) -> AnswerError:
@@ -243,10 +279,12 @@ def _unanswered(missing: list[str], rendering: Rendering) -> AnswerError:
     )
 
 
-def _commit(repository: Path, rendering: Rendering, plan: Plan) -> str:
-    (repository / ".git").rename(rendering.folder / ".git")
-    made_from = " ".join(filter(None, [plan.source.name, rendering.version]))
+def _commit(target: Path, staging: Path, rendering: Rendering, plan: Plan) -> str:
+    message = "Start from template " + " ".join(filter(None, [plan.source.name, rendering.version]))
+    if placing.is_own_repository(target):
+        return placing.commit(rendering.folder, message, repository=target, staging=staging)
+    (staging / "repository" / ".git").rename(rendering.folder / ".git")
     git.git("add", "-A", cwd=rendering.folder)
     # Not signed: a pass phrase could be asked for, and the user signs from the next commit on.
-    git.git("commit", "-q", "--no-gpg-sign", "-m", f"Start from template {made_from}", cwd=rendering.folder)
+    git.git("commit", "-q", "--no-gpg-sign", "-m", message, cwd=rendering.folder)
     return git.git("rev-parse", "HEAD", cwd=rendering.folder).strip()

@@ -271,11 +271,11 @@ def _mirror(source: Source, place: Path) -> Path:
         return mirror
     if there:
         with alone(mirror, patience=NETWORK_SECONDS):
-            fetched = attempt(
-                "fetch", "-q", "--no-tags", "--prune", "--", url,
-                "+HEAD:refs/scaffold/HEAD", "+refs/heads/*:refs/heads/*", "+refs/tags/*:refs/tags/*",
-                cwd=mirror, environment=environment, seconds=NETWORK_SECONDS,
-            )  # fmt: skip
+            refs = ["+HEAD:refs/scaffold/HEAD", "+refs/heads/*:refs/heads/*", "+refs/tags/*:refs/tags/*"]
+            how: Any = {"cwd": mirror, "environment": environment, "seconds": NETWORK_SECONDS}
+            fetched = attempt("fetch", "-q", "--no-tags", "--prune", "--", url, *refs, **how)
+            if fetched.returncode:  # upstream, HEAD may name a branch that is not there
+                fetched = attempt("fetch", "-q", "--no-tags", "--prune", "--", url, *refs[1:], **how)
             if fetched.returncode:
                 raise _unreachable(source, fetched)
             _require_unmoved(source, mirror)
@@ -299,8 +299,8 @@ def _mirror(source: Source, place: Path) -> Path:
             raise _unreachable(source, cloned)
         attempt("remote", "remove", "origin", cwd=fresh)  # nothing is fetched there by name
         # Its HEAD is a commit, not a branch: upstream, another branch may become the default one.
-        git("update-ref", "refs/scaffold/HEAD", "HEAD", cwd=fresh)
-        git("symbolic-ref", "HEAD", "refs/scaffold/HEAD", cwd=fresh)
+        if attempt("update-ref", "refs/scaffold/HEAD", "HEAD", cwd=fresh).returncode == 0:
+            git("symbolic-ref", "HEAD", "refs/scaffold/HEAD", cwd=fresh)
         _require_unmoved(source, fresh)
         try:
             fresh.rename(mirror)

@@ -126,8 +126,7 @@ def add(
         given = [presets.Answers(origin=presets.FLAGS, values=answers)]
         if preset is not None:
             given.append(presets.find(preset, template))
-        merged_answers = presets.merged(given)
-        new = Step(name=chosen, old=None, new=template, answers=merged_answers, answers_file=answers_file)
+        new = Step(name=chosen, old=None, new=template, answers=presets.merged(given), answers_file=answers_file)
         _check_names(new)
         steps = answering.settle([*_standing(project), new], project.root, ask=ask, make="Add it")
         *below, above = _files(project, steps)

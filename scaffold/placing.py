@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -18,7 +19,7 @@ def destination(path: Path) -> Path:
     """The absolute path to create.
 
     Raises:
-        DestinationError: Something is there already.
+        DestinationError: Something is there already, other than a git repository without any file.
     """
     target = path.expanduser().resolve()
     if target.exists() and not target.is_dir():
@@ -27,7 +28,13 @@ def destination(path: Path) -> Path:
             why="a project is a folder.",
             fix=f"choose another name, for example {path}-project",
         )
-    if target.is_dir() and (names := sorted(entry.name for entry in target.iterdir())):
+    names = sorted(entry.name for entry in target.iterdir()) if target.is_dir() else []
+    if is_own_repository(target):
+        if names == [".git"] and _is_clean(target) and not _has_files(target):
+            return target
+        if names == [".git"] or _is_clean(target):
+            raise _has_history(path, target, names)
+    if names:
         raise DestinationError(
             f"{path} is not empty: it holds {some(names)}.",
             why="the template's files would mix with yours, and scaffold never deletes.",
@@ -41,6 +48,35 @@ def destination(path: Path) -> Path:
             fix="choose another path.",
         )
     return target
+
+
+def is_own_repository(target: Path) -> bool:
+    """``target`` is the root of a git work tree."""
+    if not (target / ".git").exists():
+        return False
+    top = git.attempt("rev-parse", "--show-toplevel", cwd=target)
+    return top.returncode == 0 and Path(top.stdout.rstrip("\n")).resolve() == target.resolve()
+
+
+def _is_clean(target: Path) -> bool:
+    state = git.attempt("status", "--porcelain", cwd=target)
+    return state.returncode == 0 and not state.stdout
+
+
+def _has_files(target: Path) -> bool:
+    """In its last commit."""
+    return bool(git.attempt("ls-tree", "--name-only", "HEAD", cwd=target).stdout)
+
+
+def _has_history(path: Path, target: Path, names: list[str]) -> DestinationError:
+    files = [name for name in names if name != ".git"]
+    what = f"it holds {some(files)}" if files else "its last commit has files, or some are to be committed"
+    at = "" if target == Path.cwd() else f"-C {shlex.quote(str(path))} "
+    return DestinationError(
+        f"{path} is a git repository that is not empty: {what}.",
+        why="the template's files would mix with yours. A repository without any file would be filled.",
+        fix=f'git {at}rm -rq . && git {at}commit -m "Make room", then the same command again. Git keeps what was there.',
+    )
 
 
 def nearest_existing(path: Path) -> Path:
@@ -77,9 +113,36 @@ def initialise(repository: Path) -> None:
     git.identity(repository)
 
 
+def commit(rendered: Path, message: str, *, repository: Path, staging: Path) -> str:
+    """The files of ``rendered`` as a commit on top of what the repository of others has, which stays as it is."""
+    there = {"GIT_INDEX_FILE": str(staging / "index")}
+    at = ("--git-dir", str(repository / ".git"), "--work-tree", str(rendered))
+    git.git(*at, "add", "-A", cwd=rendered, environment=there)
+    tree = git.git(*at, "write-tree", cwd=rendered, environment=there).strip()
+    last = git.attempt("rev-parse", "-q", "--verify", "HEAD", cwd=repository).stdout.strip()
+    parent = ("-p", last) if last else ()
+    # Not signed: a pass phrase could be asked for, and the user signs from the next commit on.
+    return git.git("commit-tree", "--no-gpg-sign", *parent, "-m", message, tree, cwd=repository).strip()
+
+
+def fill(rendered: Path, target: Path, commit: str | None) -> None:
+    """Put the files into a repository that has none, at ``commit`` of it."""
+    last = git.attempt("rev-parse", "-q", "--verify", "HEAD", cwd=target).stdout.strip()
+    if commit:
+        git.git("update-ref", "-m", "scaffold new", "HEAD", commit, cwd=target)
+    try:
+        put_in_place(rendered, target)
+    except OSError:
+        if commit:
+            git.git("update-ref", *(("HEAD", last) if last else ("-d", "HEAD")), cwd=target)
+        raise
+    if commit:
+        git.git("reset", "-q", cwd=target)  # the index; no file
+
+
 def enclosing(target: Path) -> Path | None:
     """The repository that ``target`` lies in, unless it ignores it."""
-    parent = nearest_existing(target)
+    parent = nearest_existing(target.parent)
     top = git.attempt("rev-parse", "--show-toplevel", cwd=parent)
     if top.returncode or git.attempt("check-ignore", "-q", str(target), cwd=parent).returncode == 0:
         return None

@@ -53,7 +53,7 @@ def new(
         plan = creating.Plan(
             path=path,
             source=catalog.find(template),
-            answers={**pairs(settings or []), **{name: value for name, value in flags.items() if value is not None}},
+            answers=pairs(settings or [], flags),
             answers_file=answers,
             preset=preset,
             ask=not (yes or as_json) and is_terminal(),

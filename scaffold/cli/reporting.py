@@ -7,7 +7,7 @@ import json
 import os
 import shlex
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from scaffold import console
-from scaffold.errors import AnswerError, Declined, DestinationError, ScaffoldError, UpdateError
+from scaffold.errors import AnswerError, Declined, DestinationError, ScaffoldError, UpdateError, as_flag
 
 if TYPE_CHECKING:
     from scaffold.fetching import Template
@@ -108,8 +108,14 @@ def is_terminal() -> bool:
     return sys.stdin.isatty() and sys.stdout.isatty()
 
 
-def pairs(texts: list[str]) -> dict[str, str]:
-    pairs = {}
+def pairs(texts: list[str], flags: Mapping[str, str | None] | None = None) -> dict[str, str]:
+    """The answers of ``--set``, and of the options that answer a question each.
+
+    Raises:
+        AnswerError: One is not KEY=VALUE, or two of them contradict each other.
+    """
+    given = {name: value for name, value in (flags or {}).items() if value is not None}
+    typed = {name: as_flag(name, value) for name, value in given.items()}
     for text in texts:
         key, equals, value = text.partition("=")
         if not equals or not key.strip():
@@ -118,8 +124,15 @@ def pairs(texts: list[str]) -> dict[str, str]:
                 why="it answers one question of the template.",
                 fix="write it like --set ci=github",
             )
-        pairs[key.strip()] = value
-    return pairs
+        name, option = key.strip(), f"--set {shlex.quote(text)}"
+        if given.setdefault(name, value) != value:
+            raise AnswerError(
+                f"{typed[name]} and {option} answer one question in two ways.",
+                why=f"{name} is asked once.",
+                fix=f"leave one of them out, for example {option}",
+            )
+        typed.setdefault(name, option)
+    return given
 
 
 def print_json(document: Any) -> None:

@@ -364,6 +364,14 @@ class TestATemplate:
             said = assert_refused("update", expected="was rewritten: v1.0.0 was", cwd=project)
             assert before[:12] in said
 
+    def test_whose_default_branch_is_not_there_has_its_releases(self, upstream, machine, run, tmp_path):
+        """As on a server where the first push named another branch."""
+        machine.git("symbolic-ref", "HEAD", "refs/heads/nowhere", cwd=upstream.folder)
+        with served(upstream) as url:
+            done = run("new", tmp_path / "q", "--template", url, "--yes", cwd=tmp_path)
+            assert done.returncode == 0, done.stderr
+            assert run("check", "--drift", cwd=tmp_path / "q").returncode == 0
+
     def test_that_was_rewritten_in_two_steps_is_refused_as_well(self, upstream, machine, run, tmp_path):
         """The release is taken away, everybody fetches, and another one comes under its name."""
         upstream.release()
