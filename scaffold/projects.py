@@ -67,6 +67,12 @@ def find(path: Path) -> Project:
             why=f"neither it nor a folder above it has a {settings.ANSWERS_FILE}.",
             fix="run this in such a project, or name its folder.",
         )
+    if "\n" in str(root):
+        raise ProjectError(
+            f"The path of the project {str(root)!r} holds a line break.",
+            why="git tells paths line by line, and would take it for two.",
+            fix="give the folder another name.",
+        )
     files = sorted(entry.name for entry in root.iterdir() if _LAYER.fullmatch(entry.name))
     return Project(root=root, layers=tuple(read(root, name) for name in (settings.ANSWERS_FILE, *files)))
 

@@ -178,7 +178,7 @@ class TestAnswers:
 
     def test_that_are_no_choice_name_the_choices(self, machine, tmp_path):
         done = machine.scaffold("new", "p", "--ci", "gitlob", "--yes", cwd=tmp_path)
-        assert_refused(done, "--set ci=gitlab", tmp_path)
+        assert_refused(done, "--ci gitlab", tmp_path)
         assert "github, gitlab, none" in done.stderr
 
     def test_without_an_equals_sign_are_explained(self, machine, tmp_path):
@@ -190,6 +190,81 @@ class TestAnswers:
         template = make_template(config="name:\n  type: str\n")
         done = machine.scaffold("new", "p", f"--template={template}", "--yes", cwd=tmp_path)
         assert_refused(done, "--set name=", tmp_path, besides={"template"})
+
+    def test_of_the_wrong_type_are_named_together_with_all_that_is_missing(self, machine, make_template, tmp_path):
+        """And not as a mistake of the template; how a list is typed is said."""
+        config = "n: {type: int, default: 3}\nm: {type: str, multiselect: true, choices: [a, b], default: [a]}\nx: {type: str}\n"
+        arguments = ("new", "p", f"--template={make_template(config=config)}", "--yes")
+        done = machine.scaffold(*arguments, "--set", "n=abc", "--set", "m=a,b", cwd=tmp_path)
+        assert_refused(done, "n cannot be 'abc'", tmp_path, besides={"template"})
+        assert "m cannot be 'a,b': it takes a list" in done.stderr
+        assert "--set m='[a, b]' --set x=..." in done.stderr
+        assert "broken" not in done.stderr
+
+    @pytest.mark.parametrize(
+        "given, expected",
+        [
+            (("--ci=github", "--set=ci=none"), "--ci github and --set ci=none"),
+            (("--set=ci=github", "--set=ci=none"), "--set ci=github and --set ci=none"),
+            (("--description=x", "--set=description=y"), "--description x and --set description=y"),
+        ],
+    )
+    def test_that_contradict_each_other_are_refused(self, machine, tmp_path, given, expected):
+        assert_refused(machine.scaffold("new", "p", *given, "--yes", cwd=tmp_path), expected, tmp_path)
+
+
+class TestARepositoryWithoutAnyFile:
+    """As `git init`, or a clone of an empty one, leaves it."""
+
+    @pytest.fixture
+    def repository(self, machine, make_template, tmp_path):
+        make_template()
+        repository = tmp_path / "p"
+        repository.mkdir()
+        machine.git("init", "-q", "-b", "trunk", cwd=repository)
+        machine.git("remote", "add", "origin", "https://example.com/x.git", cwd=repository)
+        machine.git("config", "user.name", "Grace", cwd=repository)
+        return repository
+
+    def fill(self, machine, repository, *more):
+        arguments = ("new", "p", "--template=./template", "--yes", *more)
+        return machine.scaffold(*arguments, cwd=repository.parent)
+
+    def test_is_filled_and_keeps_its_branch_its_remote_and_its_settings(self, machine, repository):
+        done = self.fill(machine, repository)
+        assert done.returncode == 0, done.stderr
+        assert machine.git("status", "--porcelain", "--branch", cwd=repository) == "## trunk"
+        assert machine.git("log", "--format=%an", cwd=repository) == "Grace"
+        assert machine.git("remote", "get-url", "origin", cwd=repository) == "https://example.com/x.git"
+        assert sorted(entry.name for entry in repository.iterdir()) == [".copier-answers.yml", ".git", "hello.txt"]
+        assert "inside another" not in done.stderr
+
+    def test_is_filled_on_top_of_its_commits(self, machine, repository):
+        machine.git("commit", "-q", "--allow-empty", "-m", "nothing", cwd=repository)
+        assert self.fill(machine, repository).returncode == 0
+        assert machine.git("log", "--format=%s", cwd=repository) == "Start from template ./template v1.0.0\nnothing"
+        assert machine.git("status", "--porcelain", cwd=repository) == ""
+
+    def test_gets_no_commit_without_git(self, machine, repository):
+        assert self.fill(machine, repository, "--no-git").returncode == 0
+        assert machine.git("status", "--porcelain", cwd=repository) == "?? .copier-answers.yml\n?? hello.txt"
+
+    def test_is_as_it_was_when_the_template_fails(self, machine, repository):
+        done = self.fill(machine, repository, "--set", "nome=x")
+        assert done.returncode == 1
+        assert [entry.name for entry in repository.iterdir()] == [".git"]
+        assert machine.git("status", "--porcelain", "--branch", cwd=repository) == "## No commits yet on trunk"
+
+
+class TestTheMessageOfATemplate:
+    CONFIG = (
+        '_message_after_copy: "Hi {{ name }}\\e[2J in {{ _copier_conf.dst_path }}"\nname: {type: str, default: you}\n'
+    )
+
+    def test_comes_last_and_does_not_steer_the_terminal(self, machine, make_template, tmp_path):
+        template = make_template(config=self.CONFIG)
+        done = machine.scaffold("new", "p", f"--template={template}", "--yes", cwd=tmp_path)
+        assert done.stderr == f"note: Hi you\ufffd[2J in {tmp_path / 'p'}\n"
 
 
 class TestPreview:

@@ -20,6 +20,24 @@ class TestThePath:
         assert_refused(done, "a.txt, b.txt, c.txt and 2 more")
         assert len(list((tmp_path / "p").iterdir())) == 5
 
+    def test_that_is_a_clone_with_a_readme_is_refused_with_what_makes_room(self, machine, make_template, tmp_path):
+        """As a forge makes it. The commands work as they are shown, and git keeps the file."""
+        make_template()
+        (tmp_path / "p").mkdir()
+        (tmp_path / "p" / "README.md").write_text("mine")
+        machine.git("init", "-q", cwd=tmp_path / "p")
+        machine.git("add", "-A", cwd=tmp_path / "p")
+        machine.git("commit", "-qm", "Initial", cwd=tmp_path / "p")
+        arguments = ("new", "p", "--template=./template", "--yes")
+        done = machine.scaffold(*arguments, cwd=tmp_path)
+        assert_refused(done, "p is a git repository that is not empty: it holds README.md")
+        assert (tmp_path / "p" / "README.md").read_text() == "mine"
+        shown = done.stderr.split("fix: ")[1].split(", then")[0]
+        subprocess.run(["sh", "-c", shown], check=True, cwd=tmp_path, env=machine.environment, capture_output=True)
+        done = machine.scaffold(*arguments, cwd=tmp_path)
+        assert done.returncode == 0, done.stderr
+        assert machine.git("show", "HEAD~2:README.md", cwd=tmp_path / "p") == "mine"
+
     def test_that_is_a_file_is_refused(self, machine, tmp_path):
         (tmp_path / "p").write_text("mine")
         done = machine.scaffold("new", "p", "--yes", cwd=tmp_path)

@@ -394,7 +394,6 @@ class TestAShell:
             {
                 "LC_ALL": "POSIX",
                 "PYTHONCOERCECLOCALE": "0",
-                "GIT_CONFIG_COUNT": "nonsense",
                 "GIT_DEFAULT_HASH": "sha256",
             },
             {

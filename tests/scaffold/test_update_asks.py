@@ -11,6 +11,7 @@ ANSWERS = {"{{ _copier_conf.answers_file }}.jinja": "{{ _copier_answers | to_nic
 FIRST = """
 name: {type: str, default: world}
 paint: {type: str, choices: [red, green], default: red}
+token: {type: str, secret: true, default: ''}
 """
 SECOND = """
 _message_after_update: "Hello {{ name }}\\e[2J, look at {{ _copier_conf.dst_path }}"
