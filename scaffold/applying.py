@@ -20,7 +20,7 @@ from typing import Literal
 from scaffold import git
 from scaffold.errors import GitError, UpdateError, some
 from scaffold.journal import Journal, own_index, own_lock
-from scaffold.merging import NOBODY, Merged, Repository, graft, project_tree
+from scaffold.merging import Merged, Repository, as_scaffold, graft, project_tree
 
 Kind = Literal["added", "changed", "deleted", "renamed", "conflict"]
 
@@ -278,8 +278,11 @@ def _prepared_index(repository: Repository) -> Iterator[Mapping[str, str]]:
     own.parent.mkdir(exist_ok=True)
     own_lock(repository).unlink(missing_ok=True)
     shutil.copyfile(repository.git_dir / "index", own)
+    index = {"GIT_INDEX_FILE": str(own)}
     try:
-        yield {"GIT_INDEX_FILE": str(own)}
+        # What a copied project's index says of its files' times is not true any more.
+        git.attempt("update-index", "-q", "--refresh", cwd=repository.top, environment=index)
+        yield index
     finally:
         own.unlink(missing_ok=True)
         with contextlib.suppress(OSError):
@@ -346,7 +349,7 @@ def _keep(repository: Repository, journal: Journal) -> str | None:
         if tree in (journal.tree, repository.git("rev-parse", f"{journal.head}^{{tree}}").strip()):
             return None
         message = "What the work tree held when an update was undone"
-        commit = repository.git("commit-tree", tree, "-p", journal.head, "-m", message, **NOBODY).strip()
+        commit = repository.git("commit-tree", tree, "-p", journal.head, "-m", message, **as_scaffold()).strip()
     repository.git("update-ref", KEPT, commit)
     return commit
 

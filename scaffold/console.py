@@ -82,10 +82,3 @@ def commands(lines: Iterable[str]) -> None:
 def quoted(*words: str) -> str:
     """A command line as one types it."""
     return " ".join(shlex.quote(word) for word in words)
-
-
-def chosen(question: str, choices: Iterable[str]) -> str:
-    """Ask for one of several on the terminal."""
-    from questionary import select
-
-    return str(select(question, choices=list(choices), qmark="?").unsafe_ask())

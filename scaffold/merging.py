@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import re
 import tempfile
+import time
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -21,13 +22,6 @@ from scaffold.errors import GitError, UpdateError
 Stage = Literal["1", "2", "3"]
 """As in git's index: the template before, the project, the template now."""
 
-NOBODY = {
-    "GIT_AUTHOR_NAME": "scaffold",
-    "GIT_AUTHOR_EMAIL": "scaffold@localhost",
-    "GIT_COMMITTER_NAME": "scaffold",
-    "GIT_COMMITTER_EMAIL": "scaffold@localhost",
-}
-"""Whose commits those are: not the user's, whose name git may not know."""
 # Folders that the template renames do not take the user's own files along, and every pair of files is looked at.
 _RULES = (
     "-c", "merge.conflictStyle=diff3", "-c", "merge.directoryRenames=false", "-c", "merge.renames=true",
@@ -99,6 +93,13 @@ class Merged:
 
     kept_deleted: tuple[str, ...]
     """Files that the user had deleted and the template changed: still deleted."""
+
+
+def as_scaffold() -> dict[str, str]:
+    """Whose commits those are: not the user's, whose name and clock git may not know."""
+    now = f"@{time.time():.0f} +0000"
+    who = {"NAME": "scaffold", "EMAIL": "scaffold@localhost", "DATE": now}
+    return {f"GIT_{role}_{key}": value for role in ("AUTHOR", "COMMITTER") for key, value in who.items()}
 
 
 def repository(root: Path) -> Repository:
@@ -235,7 +236,7 @@ class _Workshop:
     def __init__(self, folder: Path, repository: Repository) -> None:
         self._folder = folder
         self._environment = {
-            **NOBODY,
+            **as_scaffold(),
             "GIT_DIR": str(folder / "git"),
             "GIT_OBJECT_DIRECTORY": str(repository.objects),
             "GIT_INDEX_FILE": str(folder / "index"),

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable
-from functools import lru_cache
+from fnmatch import fnmatchcase
+from functools import cache
 
 
 def matches(path: str, globs: Iterable[str]) -> bool:
@@ -16,12 +16,24 @@ def matches(path: str, globs: Iterable[str]) -> bool:
     False
     >>> matches("a/ci.yml", ["**/ci.yml"]), matches("ci.yml", ["**/ci.yml"]), matches(".github/x", [".github"])
     (True, True, True)
+    >>> matches("a/b/c.py", ["a/**/c.py"]), matches("a/c.py", ["a/**/c.py"]), matches("a", ["a/**"])
+    (True, True, False)
+    >>> matches("a" * 200, ["*a" * 50 + "b"])
+    False
     """
-    return any(_compiled(glob).fullmatch(path) for glob in globs)
+    parts = tuple(path.split("/"))
+    return any(_matches(parts, tuple(glob.strip("/").split("/"))) for glob in globs)
 
 
-@lru_cache(maxsize=1024)
-def _compiled(glob: str) -> re.Pattern[str]:
-    parts = {"**/": "(?:.*/)?", "**": ".*", "*": "[^/]*", "?": "[^/]"}
-    text = "".join(parts.get(part) or re.escape(part) for part in re.split(r"(\*\*/|\*\*|\*|\?)", glob.strip("/")))
-    return re.compile(f"{text}(?:/.*)?", re.DOTALL)
+def _matches(parts: tuple[str, ...], globs: tuple[str, ...]) -> bool:
+    @cache
+    def from_here(part: int, glob: int) -> bool:
+        if glob == len(globs):
+            return True  # it meant the folder, if anything is left
+        if part == len(parts):
+            return False
+        if globs[glob] == "**":
+            return glob == len(globs) - 1 or from_here(part, glob + 1) or from_here(part + 1, glob)
+        return fnmatchcase(parts[part], globs[glob]) and from_here(part + 1, glob + 1)
+
+    return from_here(0, 0)

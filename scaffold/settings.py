@@ -98,6 +98,7 @@ def git_environment(*, protocols: str = "https:ssh:file", config: Iterable[tuple
         environment[f"GIT_CONFIG_KEY_{number}"] = key
         environment[f"GIT_CONFIG_VALUE_{number}"] = value
     environment["GIT_CONFIG_COUNT"] = str(first + len(settings))
+    environment["LANGUAGE"] = "en"
     environment["LC_ALL"] = "C"  # its messages are read, here and there
     environment["GIT_TERMINAL_PROMPT"] = "0"
     environment["GIT_ALLOW_PROTOCOL"] = protocols
