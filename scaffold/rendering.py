@@ -1,4 +1,6 @@
-"""Rendering a template. The only module that talks to Copier, and only through its public functions."""
+"""Rendering a template by Copier, in a confined process: through its public functions, and one private one for a template's
+own message. Only this module and :mod:`scaffold.questions` know Copier.
+"""
 
 from __future__ import annotations
 
