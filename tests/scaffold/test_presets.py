@@ -176,7 +176,7 @@ class TestPrecedence:
             "author_name": "Ada Tester",
             "parts": [],
         }
-        _, answers = new("--author-name=me", "--set", "author_name=other")
+        _, answers = new("--author-name=me")
         assert answers["author_name"] == "me"
 
 
