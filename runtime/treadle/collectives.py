@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import os
 import socket
-import time
 from collections.abc import Callable, Mapping
 from datetime import timedelta
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar, final
 
 import torch
 from torch import Tensor
 
+from treadle.ending import let_gloo_finish
 from treadle.environments import World
 from treadle.errors import ConfigError, DistributedError, TreadleError, nearest
 
@@ -129,7 +128,7 @@ class Ranks:
 
         if self._owned and dist.is_initialized():
             dist.destroy_process_group()
-            _let_gloo_finish()
+            let_gloo_finish()
         self._owned = False
 
     def reduce(self, value: Tensor, reduction: Reduction = "mean", group: ProcessGroup | None = None) -> Tensor:
@@ -312,25 +311,3 @@ def _socket_of_this_machine(world: World) -> int | None:
 
 def _first_line(error: BaseException) -> str:
     return (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
-
-
-def _let_gloo_finish() -> None:
-    """Give gloo's threads the processor and the interpreter until they sleep, for a second at most.
-
-    One that lets go of its last tensor wants the interpreter for it. Where that ends meanwhile, Python unwinds the thread in
-    the middle of C++, which aborts the process: seen on a busy machine, with torch 2.13.
-    """
-    deadline = time.monotonic() + 1.0
-    while True:
-        time.sleep(0.01)
-        if time.monotonic() > deadline or not any(map(_runs, Path("/proc/self/task").glob("*/stat"))):
-            return
-
-
-def _runs(stat: Path) -> bool:
-    """A thread's state, where Linux tells it."""
-    try:
-        name, _, state = stat.read_text().rpartition(") ")
-    except OSError:  # it has ended
-        return False
-    return "gloo" in name and not state.startswith("S")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import os
 import shutil
 import socket
@@ -12,6 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 
+from treadle.ending import let_gloo_finish
 from treadle.environments import World
 from treadle.errors import ConfigError
 from treadle.launch.failure import write_record
@@ -76,6 +78,7 @@ def tie(parent: int, record: Path) -> None:
     """End with the process ``parent``; write what fails into ``record``."""
     global _record
     _record = record
+    atexit.register(let_gloo_finish)
     threading.Thread(target=_end_with, args=(parent, os.getpid(), record), name="treadle-parent", daemon=True).start()
 
 

@@ -16,6 +16,7 @@ from pathlib import Path
 from types import FrameType, TracebackType
 from typing import final
 
+from treadle.ending import let_gloo_finish
 from treadle.environments import World
 from treadle.errors import ConfigError, DistributedError
 from treadle.launch.failure import Blame, Child, Children, came_from_all, lost_others, still_runs
@@ -156,6 +157,7 @@ class Launched:
             return
         try:
             self.close()
+            let_gloo_finish()
         except DistributedError as error:
             print(f"error: {error}", file=sys.stderr)
             logging.shutdown()  # the interpreter's way out has no exit status to change any more
