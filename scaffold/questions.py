@@ -22,8 +22,9 @@ from copier._types import MISSING
 from copier._user_data import AnswersMap
 from copier._user_data import Question as CopierQuestion
 from copier.errors import UnsafeTemplateError
+from plumbum import local
 
-from scaffold import confined
+from scaffold import confined, settings
 from scaffold.errors import AnswerError, SourceError, UnsafeTemplate, nearest
 
 SECONDS = 5.0
@@ -222,6 +223,8 @@ def _complaint(form: Questionnaire, name: str, answer: Any, values: Mapping[str,
 
 
 def _worker(form: Questionnaire) -> Worker:
+    # This process is ours alone, and its git calls are to be as safe as all others. They see plumbum's environment.
+    local.env.update(settings.git_environment())
     worker = Worker(
         src_path=str(form.template),
         dst_path=form.destination,

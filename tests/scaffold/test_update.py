@@ -205,6 +205,13 @@ class TestAWorkTreeWithOpenWork:
         assert "# changed by template 0.2.0" in (project / "pyproject.toml").read_text()
 
 
+class TestAShellWithNonsenseInGitsVariables:
+    def test_makes_no_difference(self, fresh_machine, project, released):
+        done = fresh_machine.scaffold("update", cwd=project, GIT_CONFIG_COUNT="nonsense")
+        assert done.returncode == 0, done.stdout + done.stderr
+        assert_updated(project)
+
+
 class TestUpdateFromAFolderInTheProject:
     def test_updates_the_project(self, fresh_machine, project, released):
         done = fresh_machine.scaffold("update", cwd=project / "src")
